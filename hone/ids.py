@@ -1,0 +1,55 @@
+"""Identifiers: time-ordered uuids, and keyed hashes that never reveal what they were made of."""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+import msgspec
+
+from hone.records import Message
+
+NOBODY = UUID(int=0)
+"""The user of feedback whose author is not known."""
+
+
+def uuid7(at_ms: int | None = None) -> UUID:
+    """Return a version 7 uuid (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits.
+
+    Ids made later sort later, so that a B-tree over them grows at its right edge only.
+    """
+    at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (
+        (at_ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0x2 << 62 | random & (1 << 62) - 1
+    )
+    return UUID(int=value)
+
+
+def keyed_uuid(key: bytes, purpose: str, *parts: bytes) -> UUID:
+    """Return a 16-byte BLAKE2b of the parts under `key`; equal parts give equal ids, other purposes other ids."""
+    digest = hashlib.blake2b(key=key[:64], digest_size=16, person=purpose.encode()[:16])
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return UUID(bytes=digest.digest())
+
+
+def user_id(key: bytes, name: str) -> UUID:
+    """Return the pseudonym under which the user called `name` by the app is stored."""
+    return keyed_uuid(key, "user", name.encode())
+
+
+def conversation_id(key: bytes, user: UUID, messages: Sequence[Message], given: str | None = None) -> UUID:
+    """Return a conversation's id: of the app's own name for it, else of (user, system prompt, first user message)."""
+    if given:
+        return keyed_uuid(key, "conversation", given.encode())
+    system = next((m.content or "" for m in messages if m.role == "system"), "")
+    first = next((m.content or "" for m in messages if m.role == "user"), "")
+    return keyed_uuid(key, "conversation", user.bytes, system.encode(), first.encode())
+
+
+def turn_id(key: bytes, conversation: UUID, messages: Sequence[Message]) -> UUID:
+    """Return the id of a turn: equal for two answers to the same messages of the same conversation."""
+    return keyed_uuid(key, "turn", conversation.bytes, msgspec.json.encode([(m.role, m.content) for m in messages]))

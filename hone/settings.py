@@ -1,0 +1,203 @@
+"""Settings: addresses and secrets from the environment (`HONE_*`), behaviour from a TOML file; unknown keys are errors.
+
+A program builds `Settings` once in its `__main__` and passes values on; nothing else reads the environment.
+"""
+
+import difflib
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from hone.errors import ConfigError
+
+CONFIG_VARIABLE = "HONE_CONFIG"
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "HONE_REQUIRE"})
+
+
+class Section(BaseModel):
+    """A table of the TOML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ingest(Section):
+    """How feedback is read from Kafka."""
+
+    max_rows: int = Field(2000, ge=1, le=50_000)
+    poll_timeout_s: float = Field(0.2, gt=0, le=5)
+    consumer_group: str = "hone-ingest"
+    on_retention_gap: Literal["stop", "continue"] = "stop"
+    max_invalid_share: float = Field(0.5, gt=0, le=1)
+    "Share of invalid messages in 1,000 above which ingest stops instead of filling the dead letters."
+
+
+class Pairs(Section):
+    """How signals become preference pairs; weights between 0 and 1.5, sources in docs/pairs.md."""
+
+    batch_turns: int = Field(500, ge=1)
+    edit_min_distance: float = Field(0.02, ge=0, le=1)
+    edit_max_distance: float = Field(0.90, ge=0, le=1)
+    weight_choice: float = 1.0
+    weight_edit: float = 1.0
+    weight_thumbs: float = 0.8
+    weight_regenerate: float = 0.3
+    weight_regenerate_then_up: float = 0.9
+    unsigned_factor: float = Field(0.25, ge=0, le=1)
+    "Weight of unsigned feedback relative to signed feedback."
+
+
+class Trigger(Section):
+    """When a retraining is asked for."""
+
+    method: Literal["dpo", "kto", "sft"] = "dpo"
+    min_pairs: int = Field(3000, ge=1)
+    max_user_share: float = Field(0.02, gt=0, le=1)
+    "Largest share of a dataset that one person's feedback may make up."
+    max_user_pairs: int = Field(200, ge=1)
+    test_share: float = Field(0.2, gt=0, lt=1)
+    dev_share: float = Field(0.1, gt=0, lt=1)
+
+
+class Training(Section):
+    """What a run gets when the request says nothing else; see docs/training.md."""
+
+    spec: Path = Path("configs/dpo.toml")
+    golden_tests: Path | None = None
+    "Prompts with strings that a right answer contains; supplied by the operator, never trained on."
+    general_prompts: Path | None = None
+    "Prompts that measure forgetting, in the same form."
+    timeout_s: int = Field(6 * 3600, ge=1)
+
+
+class Gateway(Section):
+    """Limits of the HTTP gateway."""
+
+    max_chat_bytes: int = Field(262_144, ge=1024)
+    max_feedback_bytes: int = Field(65_536, ge=1024)
+    max_in_flight: int = Field(256, ge=1)
+    upstream_timeout_s: float = Field(120, gt=0)
+    produce_timeout_s: float = Field(10, gt=0)
+    token_ttl_s: int = Field(30 * 86_400, ge=1)
+    cors_origins: tuple[str, ...] = ()
+
+
+class Rollout(Section):
+    """Where the rollout policy is, and how often the controller looks."""
+
+    policy: Path = Path("configs/rollout.toml")
+    interval_s: float = Field(5.0, gt=0)
+    plan_ttl_s: float = Field(900.0, gt=0)
+
+
+class Settings(BaseSettings):
+    """All settings of all programs. Secrets are never printed."""
+
+    model_config = SettingsConfigDict(env_prefix="HONE_", extra="forbid", frozen=True, env_nested_delimiter="__")
+
+    mode: Literal["observe", "active"] = "observe"
+    database_url: str = "postgresql+psycopg2:///hone"
+    kafka_bootstrap_servers: str | None = None
+    kafka_incarnation: str | None = None
+    "Names this life of the broker in stored offsets; null: the cluster's own id."
+    var_dir: Path = Path("var")
+    gateway_url: str = "http://127.0.0.1:8700"
+    runtime_url: str = "http://127.0.0.1:8710"
+    "OpenAI-compatible upstream that serves the models by name."
+    router_urls: tuple[str, ...] = ()
+    "Every gateway that must hear of a traffic plan; empty: `gateway_url`."
+    traffic_backend: Literal["local", "seldon_v1", "seldon_v2"] = "local"
+    stable_model: str | None = None
+    "What a gateway serves until a controller tells it."
+    token_keys: SecretStr = SecretStr("")
+    "`kid:hex` pairs separated by commas; the first signs, all verify."
+    identity_key: SecretStr = SecretStr("")
+    "Hex key of the pseudonyms of users, conversations and turns; changing it starts them anew."
+    admin_key: SecretStr = SecretStr("")
+    "API key with every scope, for the command line and the controller."
+    training_python: Path = Path(sys.executable)
+    "Interpreter of `python -m training`: another environment without a change of code."
+    airflow_url: str | None = None
+
+    ingest: Ingest = Ingest()
+    pairs: Pairs = Pairs()
+    trigger: Trigger = Trigger()
+    training: Training = Training()
+    gateway: Gateway = Gateway()
+    rollout: Rollout = Rollout()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the TOML file, which arrives as keyword arguments."""
+        return env_settings, init_settings
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a key is unknown or out of range; names key, value and remedy.
+    """
+    environ = os.environ if environ is None else environ
+    reject_unknown_variables(environ)
+    path = environ.get(CONFIG_VARIABLE)
+    values = read_toml(Path(path)) if path else {}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, path or "the environment")) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the file's tables."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): fix {CONFIG_VARIABLE} or create the file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML ({error}): correct that line") from None
+
+
+def reject_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError on the first `HONE_*` variable that no setting has, naming the nearest one."""
+    known = {f"HONE_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    for name in sorted(environ):
+        if name.startswith("HONE_") and name.split("__")[0] not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see docs/settings.md for the list"
+            raise ConfigError(f"environment variable {name}={environ[name]!r} is not a setting of hone: {hint}")
+
+
+def explain(error: ValidationError, origin: str) -> str:
+    """Return one line for each wrong key: where, the value, what is wrong."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key.split(".")[-1], all_keys(), n=1)
+            hint = f"did you mean {near[0]}?" if near else "remove it, or see docs/settings.md"
+            lines.append(f"{key} = {item['input']!r} is not a setting: {hint}")
+        else:
+            lines.append(f"{key} = {item['input']!r}: {item['msg']}")
+    return f"configuration from {origin}: " + "; ".join(lines)
+
+
+def all_keys() -> list[str]:
+    """Return every key of every table, for suggestions."""
+    keys = list(Settings.model_fields)
+    for field in Settings.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += field.annotation.model_fields
+    return keys
