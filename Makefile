@@ -1,0 +1,37 @@
+# The two commands: `make demo` shows the whole loop, `make test` runs the tests. Both set up .venv first, once.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make .venv, once; again only when the lock changes
+	@sh deploy/setup.sh
+
+demo: setup  ## the whole loop on this machine: chat, feedback, training, gates, canary, promotion, rollback
+	@$(PY) -m examples.demo
+
+test: setup  ## all tests, fast ones first
+	@$(PY) -m pytest tests/unit tests/contract tests/integration tests/e2e
+
+check: setup  ## format, lint, types, layers
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+up: setup  ## start the stack for real use, with Airflow and its UI
+	@.venv/bin/hone up
+
+down:  ## stop whatever `make up` or an interrupted `make demo` left
+	@if [ -x .venv/bin/hone ]; then .venv/bin/hone down; fi
+
+bench: setup  ## every benchmark; one JSON object each
+	@for file in benchmarks/[a-z]*.py; do $(PY) -m benchmarks.$$(basename $$file .py) --json; done
+
+.PHONY: help setup demo test check up down bench
