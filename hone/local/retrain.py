@@ -1,7 +1,7 @@
 """Looks for an open retrain request and starts the real DAG for it: `python -m hone.local.retrain`.
 
-It decides nothing and claims nothing: the DAG's first task does. It is off where Airflow itself is live: there the DAG's
-own schedule looks.
+It decides nothing and claims nothing: the DAG's first task does. It is off where Airflow itself is live:
+there the DAG's own schedule looks.
 """
 
 import logging
