@@ -1,19 +1,26 @@
 """What tests share. A test says what it needs by a marker; where that is missing the test is skipped with the reason,
-unless HONE_REQUIRE (a comma list) names it: then it fails."""
+unless HONE_REQUIRE (a comma list) names it: then it fails.
+"""
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from sqlalchemy.orm import Session, sessionmaker
 
-from hone.local import kafka
+from hone.local import kafka, postgres
+from hone.local.processes import Supervisor
+from hone.store.engine import make_engine, make_sessions, migrate
 
 ROOT = Path(__file__).parents[1]
 KAFKA_LIBS = ROOT / "var" / "kafka" / "libs"
+POSTGRES_VARIABLE = "TEST_POSTGRES_URL"
+"""Address of a server whose user may create databases; the tests then run there and not on the embedded one."""
 
 
 def _missing_programs(*programs: str) -> str | None:
@@ -33,11 +40,6 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "seldon": cache(lambda: _missing_path(ROOT / ".venv-seldon")),
 }
 """Marker -> why a test that carries it cannot run here, or None."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    for name in NEEDS:
-        config.addinivalue_line("markers", f"{name}: needs {name}; HONE_REQUIRE={name} turns the skip into a failure")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,3 +66,51 @@ def kafka_libs() -> Path:
     """The directory with the broker's jars, fetched at first use."""
     kafka.fetch_jars(KAFKA_LIBS)
     return KAFKA_LIBS
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The maintenance database of a real server, not durable, that ends with the session even if that is killed."""
+    if url := os.environ.get(POSTGRES_VARIABLE):
+        yield url
+        return
+    directory = tmp_path_factory.mktemp("postgres")
+    with Supervisor(directory / "stack.json") as supervisor:
+        server = postgres.start_postgres(
+            directory / "data", settings={**postgres.SERVER_SETTINGS, "fsync": "off", "full_page_writes": "off"}
+        )
+        supervisor.adopt(server.running())
+        yield server.url
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """An empty database of its own for one test."""
+    name = f"test_{uuid4().hex[:12]}"
+    yield postgres.create_database(postgres_url, name)
+    postgres.drop_database(postgres_url, name)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_url: str) -> Iterator[str]:
+    """The name of a database with the present schema, to be copied."""
+    name = f"template_{uuid4().hex[:12]}"
+    migrate(postgres.create_database(postgres_url, name))
+    yield name
+    postgres.drop_database(postgres_url, name)
+
+
+@pytest.fixture
+def store_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """A database of its own for one test, with every table and no row."""
+    name = f"test_{uuid4().hex[:12]}"
+    yield postgres.create_database(postgres_url, name, template=migrated_template)
+    postgres.drop_database(postgres_url, name)
+
+
+@pytest.fixture
+def sessions(store_url: str) -> Iterator[sessionmaker[Session]]:
+    """Sessions on `store_url`; `with sessions.begin() as session` is one transaction."""
+    engine = make_engine(store_url, program="test")
+    yield make_sessions(engine)
+    engine.dispose()

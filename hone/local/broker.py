@@ -13,11 +13,14 @@ from hone.errors import Retryable
 
 logger = logging.getLogger(__name__)
 
+BROKER_DEFAULT = -1
 BrokerKind = Literal["kafka", "librdkafka-mock", "external"]
 
 
 @dataclass(frozen=True)
 class Broker:
+    """A broker that answers, and what may be claimed about it."""
+
     bootstrap_servers: str
     kind: BrokerKind
     version: str
@@ -52,23 +55,26 @@ def external_broker(bootstrap_servers: str, *, timeout_s: float = 10.0) -> Broke
     return Broker(bootstrap_servers, "external", "", True, found)
 
 
-def create_topics(
-    bootstrap_servers: str, partitions: Mapping[str, int], *, replication_factor: int = 1, timeout_s: float = 15.0
-) -> list[str]:
-    """Create the topics that do not exist yet and return their names; existing ones keep their partitions.
+def create_topics(broker: Broker, partitions: Mapping[str, int], *, timeout_s: float = 15.0) -> list[str]:
+    """Create the topics that do not exist yet (name -> partitions) and return their names.
 
-    A broker without an admin API (the in-process one) has its topics from its own start: missing ones are
-    returned in no case there, and the call ends after `timeout_s`.
+    Existing topics keep their partitions; the replication factor is the broker's default. The in-process broker has no
+    admin API: it got its topics at its start, and makes any other one at first use.
 
     Raises:
-        Retryable: a durable broker did not create a topic.
+        Retryable: the broker is away, or did not create a topic.
     """
-    client = AdminClient(_quiet(bootstrap_servers))
-    existing = client.list_topics(timeout=timeout_s).topics
+    if broker.kind == "librdkafka-mock":
+        return []
+    client = AdminClient(_quiet(broker.bootstrap_servers))
+    try:
+        existing = client.list_topics(timeout=timeout_s).topics
+    except KafkaException as error:
+        raise Retryable(f"no Kafka broker answers at {broker.bootstrap_servers}: {error.args[0].str()}") from error
     missing = [name for name in partitions if name not in existing]
     if not missing:
         return []
-    topics = [NewTopic(name, partitions[name], replication_factor) for name in missing]
+    topics = [NewTopic(name, partitions[name], BROKER_DEFAULT) for name in missing]
     futures = client.create_topics(topics, operation_timeout=timeout_s, request_timeout=timeout_s)
     return [name for name in missing if _created(name, futures[name])]
 

@@ -39,6 +39,7 @@ class KafkaServer:
 
     @property
     def bootstrap_servers(self) -> str:
+        """Return host:port."""
         return f"127.0.0.1:{self.port}"
 
     def broker(self) -> Broker:

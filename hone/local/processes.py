@@ -62,20 +62,23 @@ class Program:
 class Supervisor:
     """Owns the programs that it starts. Leaving the `with` block, for any reason, stops them all."""
 
-    def __init__(self, state_path: Path, *, detached: bool = False) -> None:
+    def __init__(self, state_path: Path, *, detached: bool = False, stop_timeout_s: float = 10.0) -> None:
         """Take over `state_path`; with `detached` the stack outlives this process until somebody calls `down`.
+
+        `stop_timeout_s` is how long a program may take to end by itself before it is killed.
 
         Raises:
             Conflict: a stack with this state file still runs.
         """
         self.state_path = state_path.absolute()
         refuse_second_stack(self.state_path)
+        self.stop_timeout_s = stop_timeout_s
         self.stack = uuid4().hex
         self._programs: dict[str, Program] = {}
         self._running: dict[str, RunningProgram] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._save()
-        self._watchdog = None if detached else start_watchdog(self.state_path)
+        self._watchdog = None if detached else start_watchdog(self.state_path, stop_timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -179,18 +182,18 @@ class Supervisor:
         self.stop(name)
         self.start(self._programs[name])
 
-    def stop(self, name: str, *, timeout_s: float = 10.0) -> None:
+    def stop(self, name: str) -> None:
         """Stop one program and everything that it started; idempotent."""
         running = self._running.get(name)
         if running:
-            stop_programs(self.stack, [running], timeout_s=timeout_s, reap=self._reap)
+            stop_programs(self.stack, [running], timeout_s=self.stop_timeout_s, reap=self._reap)
             del self._running[name]
             self._children.pop(name, None)
             self._save()
 
-    def stop_all(self, *, timeout_s: float = 10.0) -> None:
+    def stop_all(self) -> None:
         """Stop everything, foundations last, and remove the state file; idempotent."""
-        stop_programs(self.stack, self.running, timeout_s=timeout_s, reap=self._reap)
+        stop_programs(self.stack, self.running, timeout_s=self.stop_timeout_s, reap=self._reap)
         self._running.clear()
         self._children.clear()
         self.state_path.unlink(missing_ok=True)
@@ -239,10 +242,10 @@ def refuse_second_stack(state_path: Path) -> None:
         raise Conflict(f"already running: {', '.join(names)} (recorded in {state_path}); stop it with `make down`")
 
 
-def start_watchdog(state_path: Path) -> subprocess.Popen[bytes]:
+def start_watchdog(state_path: Path, stop_timeout_s: float) -> subprocess.Popen[bytes]:
     """Start the process that stops the stack as soon as the calling process is gone."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hone.local.watchdog", str(state_path)],
+        [sys.executable, "-m", "hone.local.watchdog", str(state_path), str(stop_timeout_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

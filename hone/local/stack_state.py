@@ -13,14 +13,16 @@ from pathlib import Path
 
 import psutil
 
-STACK_VARIABLE = "HONE_STACK"
-PROGRAM_VARIABLE = "HONE_STACK_PROGRAM"
+STACK_VARIABLE = "LOCAL_STACK_ID"
+PROGRAM_VARIABLE = "LOCAL_STACK_PROGRAM"
 START_TIME_TOLERANCE_S = 2.0
 """Start times are derived from the wall clock, which may be stepped; a pid is not used again this soon."""
 
 
 @dataclass(frozen=True)
 class ProcessRef:
+    """One process, told apart from later ones with its pid."""
+
     pid: int
     created: float
     """Start time, seconds since the epoch, as psutil reports it."""
@@ -41,6 +43,8 @@ class ProcessRef:
 
 @dataclass(frozen=True)
 class RunningProgram:
+    """A started program, as the state file keeps it."""
+
     name: str
     process: ProcessRef
     log: str
@@ -55,8 +59,10 @@ class RunningProgram:
 
 @dataclass(frozen=True)
 class StackState:
+    """All of one stack."""
+
     stack: str
-    """Random id, the value of HONE_STACK in the environment of every process of this stack."""
+    """Random id, the value of LOCAL_STACK_ID in the environment of every process of this stack."""
     supervisor: ProcessRef
     programs: tuple[RunningProgram, ...] = field(default=())
 

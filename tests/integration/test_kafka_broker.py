@@ -31,7 +31,7 @@ def supervisor(server: KafkaServer, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_all_acknowledged_messages_survive_a_kill_and_a_restart(server: KafkaServer, supervisor: Supervisor) -> None:
     broker = server.broker()
-    assert create_topics(broker.bootstrap_servers, {"survivors": NUM_PARTITIONS}) == ["survivors"]
+    assert create_topics(broker, {"survivors": NUM_PARTITIONS}) == ["survivors"]
     acknowledged = produce(broker, "survivors")
     assert len(acknowledged) == NUM_MESSAGES
 
@@ -59,8 +59,8 @@ def test_unknown_topics_are_not_created_by_use(server: KafkaServer, supervisor: 
 
 
 def test_creating_topics_again_changes_nothing(server: KafkaServer, supervisor: Supervisor) -> None:
-    create_topics(server.bootstrap_servers, {"twice": 3})
-    assert create_topics(server.bootstrap_servers, {"twice": 5}) == []
+    create_topics(server.broker(), {"twice": 3})
+    assert create_topics(server.broker(), {"twice": 5}) == []
 
 
 def test_preparing_formatted_storage_keeps_its_cluster(server: KafkaServer) -> None:
