@@ -1,0 +1,74 @@
+"""Metrics of the programs, each defined once. Labels take few values: never a user, a response or a key."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+OVERHEAD_SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+# Gateway ------------------------------------------------------------------------------------------------------------
+
+GATEWAY_REQUESTS = Counter("hone_gateway_requests_total", "Requests answered.", ["route", "code"])
+GATEWAY_IN_FLIGHT = Gauge("hone_gateway_in_flight", "Chat requests being answered now.")
+CHAT_SECONDS = Histogram("hone_chat_seconds", "Chat: arrival to last byte.", ["track"], buckets=SECONDS)
+CHAT_FIRST_BYTE_SECONDS = Histogram(
+    "hone_chat_first_byte_seconds", "Chat: arrival to first byte of the answer.", ["track"], buckets=SECONDS
+)
+CHAT_OVERHEAD_SECONDS = Histogram(
+    "hone_chat_overhead_seconds", "Chat: time that the gateway added to the upstream's.", buckets=OVERHEAD_SECONDS
+)
+CHAT_ANSWERS = Counter(
+    "hone_chat_answers_total",
+    "Answers by the arm that gave them; `failed` and `partial` did not complete.",
+    ["track", "outcome"],
+)
+CHAT_FALLBACKS = Counter("hone_chat_fallbacks_total", "Canary failures before the first byte, answered by stable.")
+SHADOW_DROPPED = Counter("hone_shadow_dropped_total", "Shadow copies dropped because the queue was full.")
+FEEDBACK_ACCEPTED = Counter(
+    "hone_feedback_accepted_total", "Feedback events that the broker acknowledged.", ["kind", "signed"]
+)
+FEEDBACK_REJECTED = Counter("hone_feedback_rejected_total", "Feedback requests refused.", ["reason"])
+FEEDBACK_SECONDS = Histogram("hone_feedback_seconds", "Feedback: arrival to answer.", buckets=SECONDS)
+SPILLED_RESPONSES = Counter("hone_spilled_responses_total", "Responses written to the spill file.")
+SPILL_BYTES = Gauge("hone_spill_bytes", "Size of the responses on disk that wait for Kafka.")
+PLAN_AGE_SECONDS = Gauge("hone_plan_age_seconds", "Time since the router took a plan; NaN before the first one.")
+PLAN_FENCE = Gauge("hone_plan_fence", "Fence of the plan in force.")
+CANARY_WEIGHT_RATIO = Gauge("hone_canary_weight_ratio", "Share of users that the canary answers now, 0 to 1.")
+BROKEN_GLASS = Gauge("hone_broken_glass_rollouts", "Rollouts stopped by break-glass.")
+
+# Runtime ------------------------------------------------------------------------------------------------------------
+
+RUNTIME_ANSWERS = Counter("hone_runtime_answers_total", "Answers generated.", ["finish_reason"])
+RUNTIME_TOKENS = Counter("hone_runtime_tokens_total", "Tokens read (prompt) and generated (completion).", ["part"])
+RUNTIME_BATCH_ROWS = Histogram("hone_runtime_batch_rows", "Rows of one batch.", buckets=(1, 2, 4, 8, 12, 16))
+RUNTIME_QUEUE = Gauge("hone_runtime_queue_rows", "Rows that wait for a batch.")
+RUNTIME_MODELS = Gauge("hone_runtime_models", "Models loaded.")
+
+# Ingest -------------------------------------------------------------------------------------------------------------
+
+INGEST_EVENTS = Counter("hone_ingest_events_total", "Rows stored, by feedback kind and `response`.", ["kind"])
+INGEST_DUPLICATES = Counter("hone_ingest_duplicates_total", "Messages whose row was there already.")
+INGEST_DEAD_LETTERS = Counter("hone_ingest_dead_letters_total", "Messages that became dead letters.", ["reason"])
+INGEST_STAGE_SECONDS = Histogram(
+    "hone_ingest_stage_seconds", "One batch: consume (waiting included), decode, store.", ["stage"], buckets=SECONDS
+)
+INGEST_LAG_MESSAGES = Gauge("hone_ingest_lag_messages", "Messages behind the end of the log.", ["topic", "partition"])
+INGEST_LAG_SECONDS = Gauge("hone_ingest_lag_seconds", "Age of the newest message stored; 0 when none waits.")
+INGEST_FENCED = Counter("hone_ingest_fenced_commits_total", "Batches dropped because a partition had a newer owner.")
+INGEST_RETRIES = Counter("hone_ingest_retries_total", "Waits for Postgres or Kafka, after which a batch is read again.")
+INGEST_RETENTION_GAPS = Counter(
+    "hone_ingest_retention_gaps_total", "Times that messages were gone before they were read.", ["topic"]
+)
+
+# Pairs --------------------------------------------------------------------------------------------------------------
+
+PAIRS_CHANGED = Counter(
+    "hone_pairs_changed_total", "Preference pairs created (or back again), changed and retracted.", ["source", "change"]
+)
+LABELS_CHANGED = Counter("hone_labels_changed_total", "Unary labels written or retracted.", ["change"])
+PAIRS_SECONDS = Histogram("hone_pairs_batch_seconds", "One batch of dirty turns.", buckets=SECONDS)
+DIRTY_TURNS = Gauge("hone_dirty_turns", "Turns whose pairs must be derived again.")
+DIRTY_TURN_AGE_SECONDS = Gauge("hone_dirty_turn_age_seconds", "Age of the oldest of them; 0 when there is none.")
+ORPHAN_FEEDBACK = Gauge("hone_orphan_feedback", "Subjects with feedback of a valid token whose answer never arrived.")
+NEW_PAIRS = Gauge("hone_new_pairs", "Trainable pairs since the last retraining.")
+MIN_PAIRS = Gauge("hone_trigger_min_pairs", "New pairs at which a retraining is asked for.")
+RETRAIN_REQUESTS = Counter("hone_retrain_requests_total", "Retrainings asked for by the threshold.")

@@ -1,0 +1,111 @@
+"""ASGI pieces that the gateway and the runtime share: bodies with a limit, answers, problems (RFC 9457)."""
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+import msgspec
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One wrong field of a request: where, what it held, what to send instead."""
+
+    field: str
+    value: Any
+    remedy: str
+
+
+class Problem(Exception):
+    """An answer that is not a success; becomes `application/problem+json`."""
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        *,
+        errors: tuple[FieldError, ...] = (),
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail, self.errors = status, title, detail, errors
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """Return the problem as JSON; `error` repeats it in the shape that OpenAI clients read."""
+        document: dict[str, Any] = {"type": "about:blank", "title": self.title, "status": self.status}
+        document["detail"] = self.detail
+        if self.errors:
+            document["errors"] = self.errors
+        document["error"] = {"message": self.detail, "type": self.title, "code": self.status}
+        return msgspec.json.encode(document)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that belong to it."""
+        retry = [] if self.retry_after_s is None else [(b"retry-after", str(self.retry_after_s).encode())]
+        challenge = [(b"www-authenticate", b"Bearer")] if self.status == 401 else []
+        return retry + challenge
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was whole."""
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """Return the request's body, counted while it is read.
+
+    Raises:
+        Problem: 413, it is longer than `limit` bytes.
+        ClientGone: the client left.
+    """
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body") and len(body) <= limit:
+        return body
+    parts, size = [body], len(body)
+    while message["type"] != "http.disconnect":
+        if size > limit:
+            raise Problem(413, "body too large", f"the body is longer than {limit} bytes: send less")
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+    raise ClientGone
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of this (lower-case) name, without blanks around it; None where missing or empty."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1").strip() or None
+    return None
+
+
+async def start(send: Send, status: int, content_type: bytes, headers: Headers = ()) -> None:
+    """Send status and headers."""
+    pairs = [(b"content-type", content_type), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+async def answer(
+    send: Send, status: int, body: bytes, content_type: bytes = b"application/json", headers: Headers = ()
+) -> None:
+    """Send a whole response."""
+    await start(send, status, content_type, [(b"content-length", str(len(body)).encode()), *headers])
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer_problem(send: Send, problem: Problem) -> None:
+    """Send a problem."""
+    await answer(send, problem.status, problem.body(), b"application/problem+json", problem.headers())
+
+
+async def until_disconnect(receive: Receive) -> None:
+    """Return once the client has left (or the response is over)."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
