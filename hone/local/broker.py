@@ -40,6 +40,20 @@ def cluster_id(bootstrap_servers: str, *, timeout_s: float = 1.0) -> str | None:
     return metadata.cluster_id if metadata.brokers else None
 
 
+def serves_groups(bootstrap_servers: str, *, timeout_s: float = 1.0) -> bool:
+    """Say whether consumer groups work. Asking makes a new broker create its offsets topic.
+
+    Without that a broker's first consumer waits three seconds for its coordinator.
+    """
+    client = AdminClient(_quiet(bootstrap_servers))
+    group = "hone-readiness"
+    try:
+        client.describe_consumer_groups([group], request_timeout=timeout_s)[group].result()
+    except KafkaException as error:
+        return bool(error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND)
+    return True
+
+
 def external_broker(bootstrap_servers: str, *, timeout_s: float = 10.0) -> Broker:
     """Describe a broker that is not ours.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from hone.errors import HoneError, ProgramFailed
-from hone.local.broker import Broker, cluster_id
+from hone.local.broker import Broker, cluster_id, serves_groups
 from hone.local.ports import free_ports, is_free
 from hone.local.processes import Program
 
@@ -47,17 +47,21 @@ class KafkaServer:
         return Broker(self.bootstrap_servers, "kafka", kafka_version(self.libs), True, self.cluster_id)
 
     def program(self, log_path: Path) -> Program:
-        """Return how to start it; ready once it answers a metadata request as the cluster that was formatted."""
+        """Return how to start it, in its own process group."""
         return Program(
             name="kafka",
             argv=(*java(self.libs, "-Xmx384m", "-Xms64m"), "kafka.Kafka", str(self.data_dir / "server.properties")),
             log_path=log_path,
             address=self.bootstrap_servers,
-            ready=lambda: cluster_id(self.bootstrap_servers) == self.cluster_id,
+            ready=self.is_ready,
             deadline_s=READY_TIMEOUT_S,
             remedy=f"read its log; to start empty delete {self.data_dir}",
             foundation=True,
         )
+
+    def is_ready(self) -> bool:
+        """Say whether it answers as the cluster that was formatted, and consumer groups work."""
+        return cluster_id(self.bootstrap_servers) == self.cluster_id and serves_groups(self.bootstrap_servers)
 
 
 def java_version() -> int | None:

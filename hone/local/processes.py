@@ -167,7 +167,10 @@ class Supervisor:
         return code
 
     def check(self) -> None:
-        """Raise ProgramFailed for the first started program that has ended by itself."""
+        """Raise ProgramFailed for the first program, started or adopted, that has ended by itself."""
+        for server in self.running:
+            if server.adopted and not server.process.find():
+                raise ProgramFailed(f"{server.name} has ended; log: {server.log}\n{tail(Path(server.log))}")
         for name, child in self._children.items():
             if child.poll() is not None:
                 raise ProgramFailed(self._problem(self._programs[name]))

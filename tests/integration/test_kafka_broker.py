@@ -50,6 +50,21 @@ def test_the_broker_keeps_identity_and_address_over_a_restart(server: KafkaServe
     assert cluster_id(again.bootstrap_servers, timeout_s=5) == again.incarnation
 
 
+def test_the_first_consumer_of_a_group_need_not_wait(server: KafkaServer, supervisor: Supervisor) -> None:
+    create_topics(server.broker(), {"quick": 2})
+    producer = Producer({"bootstrap.servers": server.bootstrap_servers})
+    producer.produce("quick", b"x")
+    assert producer.flush(10) == 0
+    consumer = Consumer(
+        {"bootstrap.servers": server.bootstrap_servers, "group.id": "quick", "auto.offset.reset": "earliest"}
+    )
+    consumer.subscribe(["quick"])
+    message = consumer.poll(2.5)
+    consumer.close()
+    assert message is not None
+    assert message.value() == b"x"
+
+
 def test_unknown_topics_are_not_created_by_use(server: KafkaServer, supervisor: Supervisor) -> None:
     producer = Producer({"bootstrap.servers": server.bootstrap_servers, "message.timeout.ms": 3000, "log_level": 0})
     errors: list[object] = []

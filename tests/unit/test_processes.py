@@ -94,6 +94,10 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
     child.kill()
     child.wait()
     assert await_end(pids) == []
+    deadline = time.monotonic() + 5
+    while mentioning(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert mentioning(tmp_path) == [], "the watchdog itself ends too"
 
 
 def test_a_detached_stack_outlives_its_starter_until_down(tmp_path: Path) -> None:
@@ -105,6 +109,11 @@ def test_a_detached_stack_outlives_its_starter_until_down(tmp_path: Path) -> Non
     assert down(tmp_path / "stack.json", timeout_s=0.3) == ["stubborn"]
     assert alive(pids) == []
     assert down(tmp_path / "stack.json") == []
+
+
+def mentioning(path: Path) -> list[list[str]]:
+    commands = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if command and any(str(path) in word for word in command)]
 
 
 def start_supervisor(tmp_path: Path, mode: str) -> "subprocess.Popen[str]":
