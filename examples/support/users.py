@@ -14,6 +14,8 @@ from examples.support.taste import Taste, is_correct, score
 Kind = Literal["thumbs", "edit", "regenerate", "choice", "comment", "signal", "outcome"]
 
 MEAN_NOISE = 0.18
+TOO_LONG = 130
+"""Characters from which a right answer is too long for anyone."""
 INDIFFERENT_BELOW = 0.1
 """Of two answers whose scores are closer than this, a user prefers neither."""
 
@@ -35,6 +37,8 @@ class User:
     """Writes a disliked answer the way it should have been."""
     regenerate_share: float = 0.65
     """Asks again after a disliked answer (when not editing it)."""
+    choice_share: float = 0.75
+    """Says which of two answers is better by choosing it; else by a thumb on the newer one."""
     outcome_share: float = 0.3
 
 
@@ -111,7 +115,7 @@ def reasons(user: User, fact: Fact, answer: str) -> tuple[str, ...]:
     """What the user ticks beside a thumb down."""
     if not is_correct(fact, answer):
         return ("wrong",)
-    if len(answer) > len(write_answer(fact.place, Style(True, True, 1), random.Random(0))):
+    if len(answer) > TOO_LONG:
         return ("too long",)
     return ("style",)
 
@@ -142,7 +146,10 @@ def _compare(user: User, fact: Fact, answers: Sequence[str], rng: random.Random)
     if abs(gap) < INDIFFERENT_BELOW:
         return _outcome(user, fact, answers[new], new, rng)
     best, worse = (new, old) if (gap > 0) != (rng.random() < user.noise) else (old, new)
-    return [Action("choice", best, (worse,)), *_outcome(user, fact, answers[best], best, rng)]
+    outcome = _outcome(user, fact, answers[best], best, rng)
+    if rng.random() < user.choice_share:
+        return [Action("choice", best, (worse,)), *outcome]
+    return [_thumb(user, fact, answers[new], best == new, new), *outcome]
 
 
 def _outcome(user: User, fact: Fact, answer: str, at: int, rng: random.Random) -> list[Action]:
