@@ -1,0 +1,129 @@
+"""Commands of the stack: up, down, status, doctor, migrate, freeze, unfreeze."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from hone.cli.context import (
+    ENVIRONMENT_FILE,
+    STATE_FILE,
+    actor_option,
+    current_settings,
+    json_option,
+    reason_option,
+    table,
+    transaction,
+    utc_now,
+)
+from hone.cli.doctor import examine
+from hone.local.stack_state import read_state
+from hone.local.stopping import down as stop_stack
+from hone.store.engine import migrate as migrate_schema
+from hone.store.overview import overview
+from hone.store.switches import set_switch
+
+
+@click.command()
+@click.option("--mode", type=click.Choice(["observe", "active"]), default="observe", show_default=True)
+@click.option("--config", type=click.Path(path_type=Path), default=Path("configs/hone.toml"), show_default=True)
+@click.option("--airflow/--no-airflow", default=True, show_default=True, help="The four Airflow components and the UI.")
+def up(mode: str, config: Path, airflow: bool) -> None:
+    """Start the whole stack here and leave it running; `hone down` stops it."""
+    from hone.local.up import start_stack
+
+    start_stack(mode=mode, config=config, with_airflow=airflow, say=click.echo)
+
+
+@click.command()
+def down() -> None:
+    """Stop what `hone up` or an interrupted demo left; data stays."""
+    stopped = [name for path in (STATE_FILE, Path("var/demo/stack.json")) for name in stop_stack(path)]
+    ENVIRONMENT_FILE.unlink(missing_ok=True)
+    click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show each part and its health, how far the next retraining is, and the live rollout."""
+    settings = current_settings()
+    parts = part_rows()
+    with transaction(settings) as session:
+        facts = overview(session, settings, utc_now())
+    if as_json:
+        table([{"parts": parts, **facts}], as_json, "")
+        return
+    table(parts, False, "no local stack here (`hone up` starts one)")
+    click.echo()
+    for name, value in facts.items():
+        click.echo(f"{name.replace('_', ' '):<14} {value}")
+
+
+def part_rows() -> list[dict[str, Any]]:
+    """Return one row for each program of the local stack: name, health, address, log."""
+    state = read_state(STATE_FILE)
+    if state is None:
+        return []
+    return [
+        {
+            "part": program.name,
+            "health": health(program.health_url) if program.process.find() else "dead",
+            "address": program.address or "-",
+            "log": program.log,
+        }
+        for program in state.programs
+    ]
+
+
+def health(url: str) -> str:
+    """Return `ok`, `up` where nothing can be asked, or what is wrong."""
+    if not url:
+        return "up"
+    try:
+        code = httpx.get(url, timeout=2, trust_env=False).status_code
+    except httpx.TransportError as error:
+        return f"no answer ({type(error).__name__})"
+    return "ok" if code < 300 else f"HTTP {code}"
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check this machine and the configuration; every problem comes with its remedy. Exit code 1 if any."""
+    findings = examine()
+    table(findings, as_json, "")
+    if any(row["state"] == "problem" for row in findings):
+        raise SystemExit(1)
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database schema to this version; safe to run from many places at once."""
+    settings = current_settings()
+    migrate_schema(settings.database_url)
+    click.echo("the schema is up to date")
+
+
+@click.command()
+@reason_option
+@actor_option
+def freeze(reason: str, actor: str) -> None:
+    """Stop retraining and rollouts everywhere at once; feedback is still collected."""
+    with transaction(current_settings()) as session:
+        set_switch(session, "freeze", True, actor=actor, reason=reason, now=utc_now())
+    click.echo("frozen: no retraining starts, live canaries go to weight 0; `hone unfreeze` ends it")
+
+
+@click.command()
+@reason_option
+@actor_option
+def unfreeze(reason: str, actor: str) -> None:
+    """Let retraining and rollouts go on."""
+    with transaction(current_settings()) as session:
+        set_switch(session, "freeze", False, actor=actor, reason=reason, now=utc_now())
+    click.echo("no longer frozen")
+
+
+commands = (up, down, status, doctor, migrate, freeze, unfreeze)
