@@ -66,7 +66,8 @@ say "packages: $(grep -c '^name = ' uv.lock) locked"
 
 if command -v mvn >/dev/null 2>&1 && command -v java >/dev/null 2>&1; then
     say "Kafka: the broker's jars"
-    .venv/bin/python -m hone.local.kafka fetch || say "Kafka's jars could not be had: the in-process broker will serve"
+    .venv/bin/python -c "import pathlib, hone.local.kafka as kafka; kafka.fetch_jars(pathlib.Path('var/kafka/libs'))" ||
+        say "Kafka's jars could not be had: the in-process broker will serve"
 else
     say "Kafka: Java 17 and mvn are not both here, so the in-process broker will serve"
 fi

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from hone.errors import ConfigError
 
 CONFIG_VARIABLE = "HONE_CONFIG"
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "HONE_REQUIRE", "HONE_STACK", "HONE_STACK_PROGRAM"})
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "HONE_REQUIRE"})
 
 
 class Section(BaseModel):
