@@ -72,3 +72,26 @@ ORPHAN_FEEDBACK = Gauge("hone_orphan_feedback", "Subjects with feedback of a val
 NEW_PAIRS = Gauge("hone_new_pairs", "Trainable pairs since the last retraining.")
 MIN_PAIRS = Gauge("hone_trigger_min_pairs", "New pairs at which a retraining is asked for.")
 RETRAIN_REQUESTS = Counter("hone_retrain_requests_total", "Retrainings asked for by the threshold.")
+
+# Rollout (the controller) -------------------------------------------------------------------------------------------
+
+ROLLOUT_PHASE = Gauge("hone_rollout_phase", "1 for the phase of the live rollout, else 0.", ["phase"])
+ROLLOUT_STAGE = Gauge("hone_rollout_stage", "Stage of the live rollout, from 0; -1 without one.")
+ROLLOUT_WEIGHT_INTENDED = Gauge("hone_rollout_intended_weight_ratio", "Canary's share of users as decided.")
+ROLLOUT_WEIGHT_OBSERVED = Gauge("hone_rollout_observed_weight_ratio", "Largest share of users in force at a router.")
+ROLLOUT_USERS = Gauge("hone_rollout_users", "Users of the live rollout: assigned, closed, rated.", ["track", "state"])
+ROLLOUT_PAIRS = Gauge("hone_rollout_pairs", "Pairs that the live rollout has bet on.")
+ROLLOUT_LOG_WEALTH = Gauge(
+    "hone_rollout_wealth_log", "Log wealth against `no better` (up) and `no worse` (down).", ["direction"]
+)
+ROLLOUT_LOG_TARGET = Gauge("hone_rollout_target_log", "Log wealth that promotes: ln(1/alpha).")
+ROLLOUT_EFFECT = Gauge(
+    "hone_rollout_effect_ratio", "Canary minus stable: mean, and bounds valid at all times.", ["bound"]
+)
+ROLLOUT_CHECK_LOG_E = Gauge("hone_rollout_check_log_e", "Log e-value against a sound experiment.", ["check"])
+ROLLOUT_TRANSITIONS = Counter(
+    "hone_rollout_transitions_total", "Changes of phase or stage that the controller made.", ["to_phase", "reason"]
+)
+RECONCILE_SECONDS = Histogram("hone_reconcile_seconds", "One look of the controller, start to end.", buckets=SECONDS)
+RECONCILE_FAILURES = Counter("hone_reconcile_failures_total", "Looks that did not end well.", ["reason"])
+CONTROLLER_LEADER = Gauge("hone_controller_leader", "1 while this controller holds the lease.")

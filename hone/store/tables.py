@@ -377,7 +377,7 @@ class RolloutAssignmentRow(Base):
 
 
 class RolloutOutcomeRow(Base):
-    """A closed unit: the user's outcome in [0, 1], in the order `position` in which the test sees it."""
+    """A closed unit, in the order `position` of the test; `value` is in [0, 1], or null where the user was silent."""
 
     __tablename__ = "rollout_outcome"
 
@@ -386,7 +386,7 @@ class RolloutOutcomeRow(Base):
     position: Mapped[int] = mapped_column(BigInteger)
     track: Mapped[str]
     stage: Mapped[int]
-    value: Mapped[float]
+    value: Mapped[float | None]
     closed_at: Mapped[datetime]
 
     __table_args__ = (Index("rollout_outcome_rollout_id_position_key", "rollout_id", "position", unique=True),)

@@ -371,7 +371,7 @@ def upgrade() -> None:
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("track", sa.Text(), nullable=False),
         sa.Column("stage", sa.Integer(), nullable=False),
-        sa.Column("value", sa.Float(precision=53), nullable=False),
+        sa.Column("value", sa.Float(precision=53), nullable=True),
         sa.Column("closed_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["rollout_id"], ["rollout.rollout_id"], name=op.f("rollout_outcome_rollout_id_fkey")),
         sa.PrimaryKeyConstraint("rollout_id", "user_id", name=op.f("rollout_outcome_pkey")),

@@ -1,0 +1,211 @@
+"""The words of a rollout: its phases, its policy, and what a change of phase carries.
+
+A policy is read from TOML, frozen with its hash when a rollout starts, and never changed after that.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hone.errors import ConfigError, Conflict
+from hone.settings import explain
+
+
+class Phase(StrEnum):
+    """Where a rollout stands."""
+
+    CREATED = "created"
+    "The canary is being loaded; it gets no traffic."
+    SHADOW = "shadow"
+    CANARY = "canary"
+    PAUSED = "paused"
+    "A person holds the weight; only safety moves it, downwards."
+    PROMOTING = "promoting"
+    "`stable` points to the new version; routers are being told."
+    PROMOTED = "promoted"
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
+
+
+FINAL = frozenset({Phase.PROMOTED, Phase.ROLLED_BACK})
+
+
+class Action(StrEnum):
+    """What a person may ask of a live rollout."""
+
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+    PAUSE = "pause"
+    RESUME = "resume"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The next phase of a rollout, the plan that goes with it, and why."""
+
+    phase: Phase
+    stage: int
+    weight: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A closed user; `value` in [0, 1] is None for one who gave no outcome."""
+
+    position: int
+    track: str
+    stage: int
+    value: float | None
+    closed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ArmCounts:
+    """Users whom one stage assigned to each arm, and the canary's intended share of them."""
+
+    stage: int
+    weight: float
+    canary: int
+    stable: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmHealth:
+    """Answers of one arm in a stretch of time. A canary's failure that stable answered is the canary's."""
+
+    num: int = 0
+    num_failed: int = 0
+    p95_latency_ms: float | None = None
+
+
+class Table(BaseModel):
+    """A table of the policy file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stage(Table):
+    """One step of the canary's weight."""
+
+    weight: float = Field(gt=0, le=0.5)
+    "Share of users that the canary answers."
+    min_users: int = Field(ge=1)
+    "Rated canary users in this stage before the next one."
+    min_dwell_s: float = Field(0, ge=0)
+    stable_per_canary: int = Field(1, ge=1, le=50)
+    "Stable users against whose mean each canary user is compared."
+
+
+class Guardrails(Table):
+    """What takes the canary out of traffic at once, whatever people's votes say."""
+
+    window_s: float = Field(600, gt=0)
+    min_responses: int = Field(100, ge=1)
+    "Answers of each arm in the window before its latency may act."
+    min_failed: int = Field(5, ge=1)
+    "Failed answers of the canary in the window before its error rate may act."
+    max_error_excess: float = Field(0.02, gt=0, le=1)
+    "Canary's share of failed answers above stable's, beyond chance (Wilson, z = 3)."
+    max_latency_ratio: float = Field(2.0, gt=1)
+    "Canary's 95th percentile of latency over stable's."
+    latency_slack_ms: float = Field(50, ge=0)
+    "Canary may be this much slower whatever the ratio says."
+    ready_timeout_s: float = Field(900, gt=0)
+    "Seconds that a new canary has to load."
+    max_unready_s: float = Field(30, ge=0)
+    "Seconds for which a canary with traffic may be away."
+
+
+class Policy(Table):
+    """When a rollout advances, promotes and rolls back."""
+
+    version: int = Field(1, ge=1, le=1)
+    goal: str = Field("thumbs", pattern=r"^(thumbs|outcome:[\w.-]+)$")
+    "The outcome in [0, 1] that is compared: thumbs, or a named outcome."
+    alpha: float = Field(0.05, gt=0, lt=1)
+    "Greatest chance to promote a model that is not better by more than -non_inferiority."
+    alpha_harm: float = Field(0.05, gt=0, lt=1)
+    "Greatest chance to roll back for harm a model that does none."
+    alpha_check: float = Field(0.001, gt=0, lt=1)
+    "Greatest chance that each check of the experiment itself (sample ratio, vote propensity) fires wrongly."
+    non_inferiority: float = Field(0.0, ge=0, lt=1)
+    max_propensity_gap: float = Field(0.05, ge=0, lt=1)
+    "Arms may differ by this much in the share of users who vote."
+    promote_weight: float = Field(0.25, gt=0, le=0.5)
+    "Smallest weight in which a promotion may be decided."
+    min_canary_users: int = Field(250, ge=1)
+    "Rated canary users in stages of at least `promote_weight` before a promotion."
+    horizon_pairs: int = Field(6000, ge=1)
+    "Pairs after which an undecided rollout is rolled back."
+    horizon_s: float = Field(14 * 86_400, gt=0)
+    outcome_window_s: float = Field(3600, gt=0)
+    "Seconds after a user's first answer when the user is closed: the same for both arms."
+    settle_s: float = Field(30, ge=0)
+    "How much later than others a stored row may arrive and still be seen in time."
+    block_s: float = Field(3600, gt=0)
+    "Users are compared only when they closed in the same stretch of this length."
+    shadow_s: float = Field(0, ge=0)
+    "Seconds of shadow traffic before the first stage; 0: none."
+    min_shadow_responses: int = Field(100, ge=1)
+    bake_s: float = Field(0, ge=0)
+    "Seconds for which the old stable model is kept loaded after a promotion, and a rollback still undoes it."
+    guardrails: Guardrails = Guardrails()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def check_stages(self) -> Self:
+        """Refuse weights that do not grow, and policies that could never promote."""
+        weights = [stage.weight for stage in self.stages]
+        if any(later <= earlier for earlier, later in pairwise(weights)):
+            raise ValueError(f"stages.weight must grow from stage to stage, got {weights}")
+        if weights[-1] < self.promote_weight:
+            raise ValueError(f"the last stage's weight {weights[-1]} is below promote_weight {self.promote_weight}")
+        return self
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the policy's canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_policy(values: Mapping[str, Any]) -> Policy:
+    """Return the policy that `values` describe.
+
+    Raises:
+        ConfigError: a key is unknown, missing or out of range; names key, value and remedy.
+    """
+    try:
+        return Policy.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(explain(error, "the rollout policy")) from None
+
+
+def asked(action: Action, phase: Phase, stage: int, weight: float) -> Transition:
+    """Return the transition that a person's `action` makes of a rollout that stands so.
+
+    Raises:
+        Conflict: the phase does not allow it; the message says which phases do.
+    """
+    live = (Phase.SHADOW, Phase.CANARY)
+    held = Phase.CANARY if weight > 0 else Phase.SHADOW
+    table = {
+        Action.PROMOTE: ((*live, Phase.PAUSED), Transition(Phase.PROMOTING, stage, 0.0, "operator")),
+        Action.ROLLBACK: (
+            (Phase.CREATED, *live, Phase.PAUSED, Phase.PROMOTING),
+            Transition(Phase.ROLLING_BACK, stage, 0.0, "operator"),
+        ),
+        Action.PAUSE: (live, Transition(Phase.PAUSED, stage, weight, "operator")),
+        Action.RESUME: ((Phase.PAUSED,), Transition(held, stage, weight, "operator")),
+    }
+    allowed, change = table[action]
+    if phase not in allowed:
+        raise Conflict(f"cannot {action} a rollout that is {phase}: it must be {' or '.join(allowed)}")
+    return change

@@ -1,0 +1,356 @@
+"""The controller: reads evidence, decides, writes the intent, and makes the routers follow it.
+
+Each look is level-triggered. A verdict and its intent are written in one transaction under a lease; what the routers
+shall do then follows from the stored rows alone, so a controller that dies at any point is replaced by one that
+carries out the same intent. Plans run out when nobody renews them: a dead controller means canary weight 0.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+
+from hone import metrics
+from hone.errors import ConfigError, Conflict, Fenced, Retryable
+from hone.health import Pulse, serve_health
+from hone.records import TrafficPlan
+from hone.rollout import FINAL, Phase, Policy, Transition, parse_policy
+from hone.settings import Settings
+from hone.store.engine import make_engine, make_sessions
+from hone.store.faults import Fault, fault_of
+from hone.store.leases import Lease, release_lease, renew_lease, require_lease, take_lease
+from hone.store.models import STABLE, get_alias
+from hone.store.rollout_units import arm_health, close_units, count_assignments, list_units
+from hone.store.rollouts import (
+    count_transitions,
+    last_ended,
+    live_rollout,
+    lock_rollout,
+    mark_applied,
+    model_directories,
+    save_evidence,
+    transition,
+)
+from hone.store.switches import FREEZE, is_on
+from hone.store.tables import RolloutRow
+from serving.rollout import (
+    Evidence,
+    Rollout,
+    Tally,
+    assignment_log_e,
+    canary_users,
+    decide,
+    describe,
+    fold,
+    intended_plan,
+    propensity_log_e,
+    start_tally,
+)
+from serving.rollout_metrics import announce, show_no_rollout, show_rollout
+from serving.traffic.backend import ObservedTraffic, RouterView, TrafficBackend
+from serving.traffic.local import LOAD_TIMEOUT_S, LocalTraffic
+
+logger = logging.getLogger(__name__)
+
+LEASE = "rollout-controller"
+ACTOR = "controller"
+MIN_LEASE_S = 10.0
+FENCE_BITS = 32
+MAX_STEPS = 8
+"""Transitions that one look may make: from created to the first stage, or from a verdict to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the stored rows ask of the platform."""
+
+    plan: TrafficPlan | None
+    directories: Mapping[str, str]
+    "Versions that must be loaded, and where their weights are."
+    surplus: str | None
+    "A version that lost its rollout and may be unloaded."
+    moved: bool
+    "A transition was made: look again at once."
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at a live rollout found, and the transition that it made."""
+
+    before: Rollout
+    tally: Tally
+    shown: dict[str, Any]
+    change: Transition | None
+
+
+def fence_of(lease: Lease, num_transitions: int) -> int:
+    """Return the number that orders plans: lease epoch, then the transitions of all rollouts so far.
+
+    A new holder of the lease outranks every plan of the one before; within one lease each transition outranks the
+    plans before it. Renewals keep the number.
+    """
+    return lease.epoch << FENCE_BITS | num_transitions
+
+
+class Controller:
+    """Keeps rollouts going. One instance acts at a time: the holder of the lease."""
+
+    def __init__(self, sessions: sessionmaker[Session], backend: TrafficBackend, settings: Settings) -> None:
+        """`backend` stays the caller's to close."""
+        self.sessions, self.backend, self.settings = sessions, backend, settings
+        self.holder = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.lease: Lease | None = None
+        self._tally: tuple[UUID, Tally] | None = None
+        "Of units that are committed."
+
+    def look(self, now: datetime) -> bool:
+        """Bring the platform to what the evidence asks for; return False where another controller holds the lease.
+
+        Raises:
+            Fenced: another controller took over; the next look starts anew.
+            Retryable: a router or the runtime did not do as asked; the next look tries again.
+        """
+        if not self.hold_lease(now):
+            return False
+        for _ in range(MAX_STEPS):
+            desired = self.judge(self.backend.observe(), now)
+            self.carry_out(desired)
+            if not desired.moved:
+                break
+        return True
+
+    def hold_lease(self, now: datetime) -> bool:
+        """Take or extend the lease; return whether it is ours."""
+        ttl_s = max(MIN_LEASE_S, 3 * self.settings.rollout.interval_s)
+        with self.sessions.begin() as session:
+            if self.lease is None:
+                self.lease = take_lease(session, LEASE, self.holder, ttl_s=ttl_s, now=now)
+            else:
+                renew_lease(session, self.lease, ttl_s=ttl_s, now=now)
+        metrics.CONTROLLER_LEADER.set(self.lease is not None)
+        return self.lease is not None
+
+    def drop_lease(self, now: datetime) -> None:
+        """Let another controller take over at once."""
+        if self.lease is not None:
+            with self.sessions.begin() as session:
+                release_lease(session, self.lease, now=now)
+            self.lease = None
+
+    def judge(self, observed: ObservedTraffic, now: datetime) -> Desired:
+        """In one transaction: close units, weigh the evidence, write the transition if one follows."""
+        assert self.lease is not None
+        with self.sessions.begin() as session:
+            require_lease(session, self.lease)
+            row = live_rollout(session)
+            look = None if row is None else self.advance(session, row, observed, now)
+            desired = self.desire(session, observed, look is not None and look.change is not None, now)
+        if look is None:
+            show_no_rollout()
+        else:
+            self._tally = (look.before.rollout_id, look.tally)
+            show_rollout(look.before, look.shown, observed)
+            if look.change is not None:
+                announce(look.before, look.change)
+        return desired
+
+    def advance(self, session: Session, row: RolloutRow, observed: ObservedTraffic, now: datetime) -> Look:
+        """Make the transition that the evidence asks for."""
+        row = lock_rollout(session, row.rollout_id)
+        before, policy = as_rollout(row), parse_policy(row.policy)
+        tally = self.tally(session, row, policy, now)
+        evidence, shown = self.weigh(session, row, tally, policy, observed, now)
+        change = decide(before, evidence, policy, now)
+        if evidence.in_force and row.applied_epoch < row.epoch:
+            mark_applied(session, row.rollout_id, epoch=row.epoch, now=now)
+        if change is None:
+            save_evidence(session, row.rollout_id, epoch=row.epoch, evidence=shown)
+        else:
+            transition(session, row.rollout_id, epoch=row.epoch, change=change, actor=ACTOR, now=now, evidence=shown)
+        return Look(before, tally, shown, change)
+
+    def tally(self, session: Session, row: RolloutRow, policy: Policy, now: datetime) -> Tally:
+        """Close units and return the tally of all closed ones; what was folded before is kept in memory."""
+        close_units(session, row.rollout_id, policy, since=row.created_at, now=now)
+        known = self._tally
+        tally = known[1] if known is not None and known[0] == row.rollout_id else start_tally(policy)
+        return fold(tally, list_units(session, row.rollout_id, after=tally.position), policy)
+
+    def weigh(
+        self,
+        session: Session,
+        row: RolloutRow,
+        tally: Tally,
+        policy: Policy,
+        observed: ObservedTraffic,
+        now: datetime,
+    ) -> tuple[Evidence, dict[str, Any]]:
+        """Return the evidence for the verdict, and the same for people."""
+        counts = count_assignments(session, row.rollout_id)
+        shown = describe(tally, counts, policy)
+        alias = get_alias(session, STABLE)
+        compared = row.canary_version if row.phase == Phase.PROMOTING else row.stable_version
+        ready = row.canary_version in observed.models
+        since = None if ready else row.evidence.get("unready_since") or now.isoformat()
+        plan = self.plan(session, row, now)
+        evidence = Evidence(
+            num_pairs=tally.up.num,
+            log_up=shown["log_wealth_up"],
+            log_down=shown["log_wealth_down"],
+            canary_users=canary_users(tally, policy),
+            sample_ratio_log_e=assignment_log_e(counts),
+            propensity_log_e=propensity_log_e(tally),
+            health=arm_health(session, row.rollout_id, since=now - timedelta(seconds=policy.guardrails.window_s)),
+            ready=ready,
+            unready_s=0.0 if since is None else (now - datetime.fromisoformat(since)).total_seconds(),
+            in_force=plan is not None and all(follows(view, plan) for view in observed.routers),
+            withdrawn=all(self.is_withdrawn(view, row, now) for view in observed.routers),
+            held=self.is_held(session),
+            broken_glass=row.rollout_id in observed.broken_glass,
+            stable_moved=alias is None or alias.model_version != compared,
+        )
+        return evidence, shown | {"unready_since": since}
+
+    def is_held(self, session: Session) -> bool:
+        """Return whether nothing may move forward: the platform is frozen, or only observes."""
+        return self.settings.mode == "observe" or is_on(session, FREEZE)
+
+    def is_withdrawn(self, view: RouterView, row: RolloutRow, now: datetime) -> bool:
+        """Return whether this router cannot send the rollout's canary traffic; a silent one, once its plan ran out."""
+        if not view.reachable:
+            return now >= row.stage_started_at + timedelta(seconds=self.settings.rollout.plan_ttl_s)
+        return view.plan is None or view.expired or view.plan.rollout_id != row.rollout_id
+
+    def plan(self, session: Session, row: RolloutRow | None, now: datetime) -> TrafficPlan | None:
+        """Return the plan that follows from the stored rows, or None while no model is stable."""
+        assert self.lease is not None
+        alias = get_alias(session, STABLE)
+        stable = alias.model_version if alias else self.settings.stable_model
+        if stable is None:
+            return None
+        return intended_plan(
+            None if row is None else as_rollout(row),
+            canary=None if row is None else row.canary_version,
+            stable=stable,
+            held=self.is_held(session),
+            fence=fence_of(self.lease, count_transitions(session)),
+            expires_at=now + timedelta(seconds=self.settings.rollout.plan_ttl_s),
+        )
+
+    def desire(self, session: Session, observed: ObservedTraffic, moved: bool, now: datetime) -> Desired:
+        """Return what the platform shall do now, from the rows as this transaction leaves them."""
+        row, ended = live_rollout(session), last_ended(session)
+        plan = self.plan(session, row, now)
+        needed = {plan.stable} if plan else set()
+        if row is not None and row.phase not in (*FINAL, Phase.ROLLING_BACK):
+            needed.add(row.canary_version)
+        loser = None
+        if ended is not None:
+            loser = ended.stable_version if ended.phase == Phase.PROMOTED else ended.canary_version
+        surplus = loser if loser in observed.models - needed else None
+        missing = sorted(needed - observed.models)
+        return Desired(plan, model_directories(session, missing), None if moved else surplus, moved)
+
+    def carry_out(self, desired: Desired) -> None:
+        """Send the plan, load what is missing, unload what lost. Traffic first: loading may take minutes."""
+        if desired.plan is None:
+            logger.warning("no model is stable yet: import one with `hone models import DIRECTORY`")
+            return
+        self.backend.apply(desired.plan)
+        for model_version, directory in desired.directories.items():
+            logger.info("loading %s from %s", model_version, directory)
+            self.backend.prepare(model_version, directory)
+        if desired.surplus is not None:
+            logger.info("unloading %s", desired.surplus)
+            self.backend.teardown(desired.surplus)
+
+
+def as_rollout(row: RolloutRow) -> Rollout:
+    """Return the row as the record that verdicts read."""
+    return Rollout(
+        rollout_id=row.rollout_id,
+        phase=Phase(row.phase),
+        stage=row.stage,
+        weight=row.weight,
+        epoch=row.epoch,
+        created_at=row.created_at,
+        stage_started_at=row.stage_started_at,
+    )
+
+
+def follows(view: RouterView, plan: TrafficPlan) -> bool:
+    """Return whether the router has this plan in force, whatever its fence and time."""
+    seen = view.plan
+    if seen is None or view.expired:
+        return False
+    return (seen.stable, seen.canary, seen.canary_weight, seen.shadow, seen.rollout_id, seen.stage) == (
+        plan.stable,
+        plan.canary,
+        plan.canary_weight,
+        plan.shadow,
+        plan.rollout_id,
+        plan.stage,
+    )
+
+
+def run(settings: Settings, metrics_port: int | None = None) -> int:
+    """Look every `settings.rollout.interval_s` until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        ConfigError: the traffic backend is not one that this controller can drive, or a router refuses our key.
+    """
+    if settings.traffic_backend != "local":
+        raise ConfigError(f"traffic_backend = {settings.traffic_backend!r} is not driven yet: use local")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    pulse = Pulse(max_age_s=LOAD_TIMEOUT_S + 10 * settings.rollout.interval_s)
+    server = None if metrics_port is None else serve_health(metrics_port, pulse)
+    sessions = make_sessions(make_engine(settings.database_url, pool_size=2, program="hone-controller"))
+    with LocalTraffic.from_settings(settings) as backend:
+        controller = Controller(sessions, backend, settings)
+        keep_looking(controller, stop, pulse)
+        with suppress(DBAPIError):  # the lease then runs out by itself
+            controller.drop_lease(datetime.now(UTC))
+    if server is not None:
+        server.shutdown()
+    return 0
+
+
+def keep_looking(controller: Controller, stop: threading.Event, pulse: Pulse) -> None:
+    """Look until `stop` is set. What may pass by itself is counted and tried again; a defect ends the program."""
+    interval_s = controller.settings.rollout.interval_s
+    while not stop.is_set():
+        started = time.monotonic()
+        try:
+            controller.look(datetime.now(UTC))
+        except Fenced as error:
+            controller.lease = None
+            count_failure("fenced", error)
+        except (Retryable, Conflict) as error:
+            count_failure(type(error).__name__.lower(), error)
+        except DBAPIError as error:
+            if fault_of(error) is not Fault.TRANSIENT:
+                raise
+            count_failure("database", error)
+        pulse.beat()
+        took_s = time.monotonic() - started
+        metrics.RECONCILE_SECONDS.observe(took_s)
+        stop.wait(max(0.0, interval_s - took_s))
+
+
+def count_failure(reason: str, error: Exception) -> None:
+    """Count and log a look that the next one will repeat."""
+    metrics.RECONCILE_FAILURES.labels(reason).inc()
+    logger.warning("this look failed, the next one tries again: %s", error)

@@ -1,0 +1,1 @@
+"""Where traffic is split: one protocol, and one file for each platform behind it."""
