@@ -133,12 +133,15 @@ class FeedbackStateRow(Base):
 
 
 class DirtyTurnRow(Base):
-    """A turn whose pairs must be derived again; the hand-over from ingest to the pair worker."""
+    """A turn whose pairs must be derived again; the hand-over from ingest to the pair worker.
+
+    `turn_id` may name an answer instead, which stands for its turn: feedback can arrive before the answer.
+    """
 
     __tablename__ = "dirty_turn"
 
     turn_id: Mapped[UUID] = mapped_column(primary_key=True)
-    marked_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    marked_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
 
 class PreferencePairRow(Base):
@@ -212,8 +215,13 @@ class DeadLetterRow(Base):
     detail: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     replayed_at: Mapped[datetime | None]
+    published_at: Mapped[datetime | None]
+    "When the dead-letter topic got it."
 
-    __table_args__ = (Index("dead_letter_coordinates_key", "incarnation", "topic", "partition", "offset", unique=True),)
+    __table_args__ = (
+        Index("dead_letter_coordinates_key", "incarnation", "topic", "partition", "offset", unique=True),
+        Index("dead_letter_unpublished_idx", "dead_letter_id", postgresql_where=text("published_at IS NULL")),
+    )
 
 
 class DatasetRow(Base):

@@ -1,0 +1,88 @@
+"""Messages that could not become rows: kept with their bytes and reason, listed, and marked when replayed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from hone.errors import NotEnoughData
+from hone.store.tables import DeadLetterRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter:
+    """One message that can never be processed as it is."""
+
+    incarnation: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    body: bytes | None
+    reason: str
+    detail: str
+
+
+def add_dead_letters(session: Session, letters: Sequence[DeadLetter]) -> int:
+    """Keep the messages; one that is there already, by its coordinates, stays as it is. Return how many are new."""
+    if not letters:
+        return 0
+    rows = [{name: getattr(letter, name) for name in DeadLetter.__dataclass_fields__} for letter in letters]
+    added = session.scalars(
+        insert(DeadLetterRow).on_conflict_do_nothing().returning(DeadLetterRow.dead_letter_id), rows
+    )
+    return len(added.all())
+
+
+def list_dead_letters(
+    session: Session, *, reason: str | None = None, waiting_only: bool = False, limit: int = 100
+) -> list[DeadLetterRow]:
+    """Return the newest dead letters first; with `waiting_only` those that nobody replayed."""
+    query = select(DeadLetterRow).order_by(DeadLetterRow.dead_letter_id.desc()).limit(limit)
+    if reason is not None:
+        query = query.where(DeadLetterRow.reason == reason)
+    if waiting_only:
+        query = query.where(DeadLetterRow.replayed_at.is_(None))
+    return list(session.scalars(query))
+
+
+def count_dead_letters(session: Session) -> dict[str, int]:
+    """Return the number of dead letters by reason."""
+    query = select(DeadLetterRow.reason, func.count()).group_by(DeadLetterRow.reason)
+    return {reason: number for reason, number in session.execute(query)}
+
+
+def get_dead_letter(session: Session, dead_letter_id: int) -> DeadLetterRow:
+    """Return one dead letter.
+
+    Raises:
+        NotEnoughData: there is none with this id.
+    """
+    row = session.get(DeadLetterRow, dead_letter_id)
+    if row is None:
+        raise NotEnoughData(f"no dead letter {dead_letter_id}: list them with `hone dead-letters`")
+    return row
+
+
+def mark_replayed(session: Session, dead_letter_id: int, now: datetime) -> None:
+    """Note that the message, or its repaired form, was acknowledged by the broker."""
+    session.execute(update(DeadLetterRow).where(DeadLetterRow.dead_letter_id == dead_letter_id).values(replayed_at=now))
+
+
+# Two feeders skip each other's rows. A feeder that dies after the broker's ack sends again: at least once.
+TAKE_UNPUBLISHED = """
+UPDATE dead_letter SET published_at = :now WHERE dead_letter_id IN (
+    SELECT dead_letter_id FROM dead_letter WHERE published_at IS NULL
+    ORDER BY dead_letter_id LIMIT :limit FOR UPDATE SKIP LOCKED
+) RETURNING dead_letter_id
+"""
+
+
+def take_unpublished(session: Session, now: datetime, limit: int = 100) -> list[DeadLetterRow]:
+    """Return dead letters that the dead-letter topic lacks, marked as published if the caller commits."""
+    ids = session.scalars(text(TAKE_UNPUBLISHED), {"now": now, "limit": limit}).all()
+    query = select(DeadLetterRow).where(DeadLetterRow.dead_letter_id.in_(ids)).order_by(DeadLetterRow.dead_letter_id)
+    return list(session.scalars(query)) if ids else []

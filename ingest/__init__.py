@@ -1,0 +1,1 @@
+"""Kafka to Postgres with exactly-once effect, and feedback to preference pairs."""

@@ -1,0 +1,147 @@
+"""The programs of ingest.
+
+python -m ingest events                   Kafka -> Postgres
+python -m ingest pairs                    dirty turns -> preference pairs, and the retrain trigger
+python -m ingest replay-dead-letters      send refused messages back
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+
+import click
+
+from hone.errors import ConfigError, HoneError
+from hone.health import Pulse, serve_health
+from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC
+from hone.settings import Settings, load_settings
+from hone.store.engine import make_engine, make_sessions
+from hone.store.offsets import Group
+from ingest import consumer, pair_worker
+from ingest.breaker import Breaker
+from ingest.publish import Publisher
+from ingest.replay import replay
+from ingest.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+def stop_on_signals() -> Event:
+    """Return an event that SIGTERM and SIGINT set: programs then finish what they hold."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def bootstrap_servers(settings: Settings) -> str:
+    """Return the broker's address.
+
+    Raises:
+        ConfigError: none is set.
+    """
+    if not settings.kafka_bootstrap_servers:
+        raise ConfigError("kafka_bootstrap_servers is not set: set HONE_KAFKA_BOOTSTRAP_SERVERS, or use `make up`")
+    return settings.kafka_bootstrap_servers
+
+
+def find_incarnation(settings: Settings, source: Source, pulse: Pulse, stop: Event) -> str | None:
+    """Return the name of this life of the broker, waiting for the broker if only that can tell; None when stopped."""
+    while not stop.is_set():
+        pulse.beat()
+        if name := settings.kafka_incarnation or source.cluster_id():
+            return name
+        logger.warning("no Kafka broker answers at %s: waiting", settings.kafka_bootstrap_servers)
+        stop.wait(1)
+    return None
+
+
+def killer(crash_at: str | None) -> Callable[[str], None]:
+    """Return what kills this process at the n-th passing of a named point: `committed:3`."""
+    name, _, number = (crash_at or "never:0").partition(":")
+    passings = 0
+
+    def crash(point: str) -> None:
+        nonlocal passings
+        passings += point == name
+        if point == name and passings == int(number or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return crash
+
+
+@click.group()
+def cli() -> None:
+    """Feedback from Kafka to Postgres, and from feedback to pairs."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@cli.command()
+@click.option("--metrics-port", default=8721, show_default=True, help="Port of /metrics and /healthz.")
+@click.option("--crash-at", hidden=True, help="For tests: POINT:N.")
+def events(metrics_port: int, crash_at: str | None) -> None:
+    """Store responses and feedback, each exactly once, until SIGTERM."""
+    settings, stop, pulse = load_settings(), stop_on_signals(), Pulse()
+    serve_health(metrics_port, pulse)
+    group = settings.ingest.consumer_group
+    source = Source(bootstrap_servers(settings), group, [RESPONSES_TOPIC, FEEDBACK_TOPIC])
+    try:
+        incarnation = find_incarnation(settings, source, pulse, stop)
+        if incarnation is None:
+            return
+        program = consumer.Ingest(
+            source=source,
+            sessions=make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-ingest")),
+            group=Group(group, incarnation),
+            owner=f"{socket.gethostname()}:{os.getpid()}",
+            max_rows=settings.ingest.max_rows,
+            poll_timeout_s=settings.ingest.poll_timeout_s,
+            on_retention_gap=settings.ingest.on_retention_gap,
+            breaker=Breaker(settings.ingest.max_invalid_share),
+            pulse=pulse,
+            crash=killer(crash_at),
+        )
+        consumer.run(program, stop)
+    finally:
+        source.close()
+
+
+@cli.command()
+@click.option("--metrics-port", default=8722, show_default=True, help="Port of /metrics and /healthz.")
+def pairs(metrics_port: int) -> None:
+    """Derive pairs from dirty turns, and ask for retrainings, until SIGTERM."""
+    settings, stop, pulse = load_settings(), stop_on_signals(), Pulse()
+    serve_health(metrics_port, pulse)
+    sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-pairs"))
+    publisher = Publisher(bootstrap_servers(settings))
+    pair_worker.run(pair_worker.Worker(sessions, settings, publisher, pulse), stop)
+
+
+@cli.command()
+@click.option("--id", "ids", type=int, multiple=True, required=True, help="Dead letter to send; may be repeated.")
+@click.option("--fixed", type=click.Path(path_type=Path), help="File with the repaired message, for one --id.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be sent.")
+def replay_dead_letters(ids: tuple[int, ...], fixed: Path | None, dry_run: bool) -> None:
+    """Send dead letters back to the topic that they came from."""
+    if fixed and len(ids) > 1:
+        raise ConfigError("--fixed repairs one message: give one --id")
+    settings = load_settings()
+    sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-replay"))
+    publisher = Publisher(bootstrap_servers(settings))
+    for dead_letter_id in ids:
+        now = datetime.now(UTC)
+        replay(sessions, publisher, dead_letter_id, fixed=fixed, dry_run=dry_run, now=now, show=click.echo)
+
+
+if __name__ == "__main__":
+    try:
+        cli()
+    except HoneError as error:
+        logger.error("%s", error)
+        sys.exit(1)

@@ -1,0 +1,144 @@
+"""One batch of messages: what is in it, and its one transaction."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from hone.errors import InvalidEvent
+from hone.records import Feedback, Response
+from hone.store.dead_letters import DeadLetter, add_dead_letters
+from hone.store.events import Stored, mark_dirty, store_events
+from hone.store.faults import DATABASE_ERRORS, Fault, fault_of
+from hone.store.offsets import Claim, Group, Partition, Step, advance
+from ingest.decode import decode
+
+logger = logging.getLogger(__name__)
+
+MAX_DETAIL_CHARACTERS = 500
+
+
+class RawMessage(NamedTuple):
+    """A message as the broker gave it."""
+
+    partition: Partition
+    offset: int
+    key: bytes | None
+    body: bytes | None
+    timestamp_ms: int
+
+
+class Decoded(NamedTuple):
+    """A message and its record."""
+
+    message: RawMessage
+    record: Response | Feedback
+
+
+@dataclass
+class Batch:
+    """Messages of partitions that are ours, sorted into records and refusals."""
+
+    steps: dict[Partition, Step] = field(default_factory=dict)
+    good: list[Decoded] = field(default_factory=list)
+    bad: list[tuple[RawMessage, InvalidEvent]] = field(default_factory=list)
+
+    @property
+    def num_messages(self) -> int:
+        """Return the number of messages of both sorts."""
+        return len(self.good) + len(self.bad)
+
+
+@dataclass
+class Outcome:
+    """What the transaction did."""
+
+    stored: list[Stored] = field(default_factory=list)
+    refused: list[tuple[RawMessage, InvalidEvent]] = field(default_factory=list)
+    "Every message that became a dead letter, those that only the database refused included."
+
+    @property
+    def num_new(self) -> int:
+        """Return the number of new rows."""
+        return sum(part.num_rows for part in self.stored)
+
+
+def sort_messages(messages: Iterable[RawMessage], claims: Mapping[Partition, Claim]) -> Batch:
+    """Decode the messages of claimed partitions; others, and offsets that are stored already, are left out."""
+    batch = Batch()
+    for message in messages:
+        claim = claims.get(message.partition)
+        if claim is None:
+            continue
+        step = batch.steps.get(message.partition)
+        expected = step.next_offset if step else claim.next_offset
+        if message.offset < expected:
+            continue
+        first = step.first_offset if step else message.offset
+        batch.steps[message.partition] = Step(claim.epoch, first, message.offset + 1)
+        try:
+            batch.good.append(Decoded(message, decode(message.partition.topic, message.body)))
+        except InvalidEvent as error:
+            batch.bad.append((message, error))
+    return batch
+
+
+def store_batch(session: Session, group: Group, batch: Batch) -> Outcome:
+    """Write offsets, rows, states, dead letters and dirty marks. The caller commits all of it, or nothing.
+
+    Raises:
+        Fenced: a partition has a newer owner.
+        psycopg2.Error, sqlalchemy.exc.DBAPIError: any fault that is not one row's.
+    """
+    advance(session, group, batch.steps)
+    outcome = Outcome(refused=list(batch.bad))
+    store_rows(session, batch.good, outcome)
+    add_dead_letters(session, [dead_letter(group, message, error) for message, error in outcome.refused])
+    mark_dirty(session, (touched for part in outcome.stored for touched in part.touched))
+    return outcome
+
+
+def store_rows(session: Session, items: Sequence[Decoded], outcome: Outcome) -> None:
+    """Store the records; where the database refuses one, halve until it stands alone: log2(n) steps for each."""
+    if not items:
+        return
+    try:
+        with session.begin_nested():
+            outcome.stored.append(store_records(session, items))
+    except DATABASE_ERRORS as error:
+        if fault_of(error) is not Fault.DATA:
+            raise
+        if len(items) == 1:
+            outcome.refused.append((items[0].message, InvalidEvent("database", first_line(error))))
+            return
+        middle = len(items) // 2
+        store_rows(session, items[:middle], outcome)
+        store_rows(session, items[middle:], outcome)
+
+
+def store_records(session: Session, items: Sequence[Decoded]) -> Stored:
+    """Store the records by their kind."""
+    responses = [item.record for item in items if isinstance(item.record, Response)]
+    feedback = [item.record for item in items if isinstance(item.record, Feedback)]
+    return store_events(session, responses, feedback)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what the database says, without the statement and its data."""
+    return str(getattr(error, "orig", None) or error).split("\n", 1)[0]
+
+
+def dead_letter(group: Group, message: RawMessage, error: InvalidEvent) -> DeadLetter:
+    """Return the row for a message that was refused."""
+    return DeadLetter(
+        incarnation=group.incarnation,
+        topic=message.partition.topic,
+        partition=message.partition.number,
+        offset=message.offset,
+        key=message.key,
+        body=message.body,
+        reason=error.reason,
+        detail=error.detail[:MAX_DETAIL_CHARACTERS].replace("\0", "�"),
+    )

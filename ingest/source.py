@@ -1,0 +1,173 @@
+"""Our side of a Kafka consumer: partitions come and go by the group, positions come from Postgres only."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from hone.errors import Retryable
+from hone.store.offsets import Partition
+from ingest.batch import RawMessage
+
+logger = logging.getLogger(__name__)
+
+BROKER_TIMEOUT_S = 10.0
+
+PASSING = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TRANSPORT,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError._MAX_POLL_EXCEEDED,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+    }
+)
+"""Errors after which librdkafka goes on by itself."""
+
+
+class PositionLost(Exception):
+    """The broker no longer has the offset at which a partition stands: compare with its watermarks again."""
+
+
+def consumer_config(bootstrap_servers: str, group: str) -> dict[str, Any]:
+    """Return the configuration: nothing is committed or reset behind our back."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        # The in-process broker knows no other assignor.
+        "partition.assignment.strategy": "range",
+        "session.timeout.ms": 10_000,
+        "heartbeat.interval.ms": 1_000,
+        "queued.max.messages.kbytes": 65_536,
+        "fetch.wait.max.ms": 100,
+        "fetch.error.backoff.ms": 100,
+        "topic.metadata.refresh.interval.ms": 10_000,
+        "allow.auto.create.topics": False,
+    }
+
+
+class Source:
+    """One member of a consumer group.
+
+    A partition that the group gives us is `unclaimed`, and not read, until `read_from` names its position. One loop
+    owns all state: Kafka's callbacks run inside `poll`, and only note what changed.
+    """
+
+    def __init__(self, bootstrap_servers: str, group: str, topics: Iterable[str]) -> None:
+        self.consumer = Consumer(consumer_config(bootstrap_servers, group))
+        self.topics = list(topics)
+        self.unclaimed: set[Partition] = set()
+        self.positions: dict[Partition, int] = {}
+        self.num_rebalances = 0
+        self.subscribe()
+
+    def subscribe(self) -> None:
+        """Join the group."""
+        self.consumer.subscribe(self.topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
+
+    def rejoin(self) -> None:
+        """Leave the group and join it again: everything that we held is gone."""
+        self.consumer.unsubscribe()
+        self.unclaimed.clear()
+        self.positions.clear()
+        self.subscribe()
+
+    def release(self) -> None:
+        """Stop reading, and go back to the stored offsets, without leaving the group."""
+        self.unclaimed.update(self.positions)
+        self.positions.clear()
+        self.consumer.assign([])
+
+    def read_from(self, positions: Mapping[Partition, int]) -> None:
+        """Read the claimed partitions from these offsets on."""
+        self.positions.update(positions)
+        self.unclaimed.difference_update(positions)
+        self.consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in self.positions.items()])
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[RawMessage]:
+        """Return messages of partitions that are being read; serves the group even when there are none.
+
+        Raises:
+            PositionLost: see there.
+            KafkaException: the broker refused us for good.
+        """
+        messages: list[RawMessage] = []
+        for message in self.consumer.consume(max_messages, timeout_s):
+            if error := message.error():
+                self._judge(error)
+                continue
+            partition = Partition(message.topic(), message.partition())
+            if partition in self.positions:
+                body, timestamp_ms = message.value(), message.timestamp()[1]
+                messages.append(RawMessage(partition, message.offset(), message.key(), body, timestamp_ms))
+        return messages
+
+    def watermarks(self, partition: Partition) -> tuple[int, int]:
+        """Return the first offset that the broker has, and the one that the next message will get.
+
+        Raises:
+            Retryable: the broker does not answer.
+        """
+        try:
+            low, high = self.consumer.get_watermark_offsets(
+                TopicPartition(partition.topic, partition.number), timeout=BROKER_TIMEOUT_S
+            )
+        except KafkaException as error:
+            raise Retryable(f"no watermarks of {partition.topic}/{partition.number}: {error.args[0].str()}") from None
+        return low, high
+
+    def num_behind(self, partition: Partition, next_offset: int) -> int | None:
+        """Return how many messages wait, as far as the last fetch told; None before the first."""
+        with suppress(KafkaException):
+            low, high = self.consumer.get_watermark_offsets(
+                TopicPartition(partition.topic, partition.number), cached=True
+            )
+            return max(0, high - max(low, next_offset)) if high >= 0 else None
+        return None
+
+    def cluster_id(self) -> str | None:
+        """Return the cluster's own id, or None while no broker answers."""
+        with suppress(KafkaException):
+            cluster: str | None = self.consumer.list_topics(timeout=2.0).cluster_id
+            return cluster
+        return None
+
+    def hint(self, positions: Mapping[Partition, int]) -> None:
+        """Tell Kafka where we stand, for tools that show lag; nothing depends on it."""
+        offsets = [TopicPartition(p.topic, p.number, offset) for p, offset in positions.items()]
+        try:
+            self.consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            logger.debug("lag hint not sent: %s", error)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.consumer.close()
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.num_rebalances += 1
+        self.positions.clear()
+        self.unclaimed = {Partition(p.topic, p.partition) for p in partitions}
+        # Our own assign keeps librdkafka from reading before the positions are known.
+        consumer.assign([])
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.num_rebalances += 1
+        for p in partitions:
+            self.positions.pop(Partition(p.topic, p.partition), None)
+            self.unclaimed.discard(Partition(p.topic, p.partition))
+
+    def _judge(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            raise PositionLost(error.str())
+        if error.code() not in PASSING:
+            raise KafkaException(error)
+        logger.warning("kafka: %s", error.str())
