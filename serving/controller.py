@@ -44,20 +44,17 @@ from hone.store.rollouts import (
 )
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import RolloutRow
-from serving.rollout import (
-    Evidence,
-    Rollout,
+from serving.rollout import Evidence, Rollout, decide, intended_plan
+from serving.rollout_metrics import announce, show_no_rollout, show_rollout
+from serving.tally import (
     Tally,
     assignment_log_e,
     canary_users,
-    decide,
     describe,
     fold,
-    intended_plan,
     propensity_log_e,
     start_tally,
 )
-from serving.rollout_metrics import announce, show_no_rollout, show_rollout
 from serving.traffic.backend import ObservedTraffic, RouterView, TrafficBackend
 from serving.traffic.local import LOAD_TIMEOUT_S, LocalTraffic
 
