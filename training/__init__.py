@@ -1,0 +1,1 @@
+"""Training of challengers: `python -m training run SPEC.json`. Only the subprocess imports torch."""

@@ -1,0 +1,55 @@
+"""Makes a servable model of a trained policy: adapter merged, safetensors, reloaded and tried before it counts."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hone.errors import ProgramFailed
+from training.checkpoint import publish
+from training.pairs import ids_of
+from training.policy import load_model
+
+MERGE_TOLERANCE = 1e-3
+
+
+def export_model(policy: Any, tokenizer: Any, target: Path) -> tuple[Any, Any]:
+    """Write the merged policy to `target`, which appears complete or not at all; return it as reloaded from there.
+
+    Raises:
+        ProgramFailed: the reloaded model computes something else than the policy, or cannot answer.
+    """
+    probe = probe_ids(tokenizer)
+    with torch.inference_mode():
+        expected = policy(input_ids=probe).logits
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    merged = policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
+    merged.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    model, tokenizer = load_model(scratch)
+    check_export(model, probe, expected)
+    publish(scratch, target)
+    return model, tokenizer
+
+
+def probe_ids(tokenizer: Any) -> Any:
+    """Return the ids of a short question, shape (1, T)."""
+    chat = [{"role": "user", "content": "How do I rename my order?"}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return torch.tensor([ids_of([text], tokenizer)[0]])
+
+
+@torch.inference_mode()
+def check_export(model: Any, probe: Any, expected: Any) -> None:
+    """Raise ProgramFailed unless the reloaded model computes what the policy computed, and can write an answer."""
+    gap = (model(input_ids=probe).logits - expected).abs().max().item()
+    if not gap < MERGE_TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise ProgramFailed(
+            f"the exported model's logits differ from the trained policy's by {gap:.5f}: merging failed"
+        )
+    written = model.generate(input_ids=probe, attention_mask=torch.ones_like(probe), max_new_tokens=8, do_sample=False)
+    if written.shape[1] <= probe.shape[1]:
+        raise ProgramFailed("the exported model writes nothing: look at its generation configuration")

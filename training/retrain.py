@@ -1,0 +1,328 @@
+"""The five steps of a retraining, each safe to repeat: claim, freeze, train, judge, start the rollout.
+
+Ids go in and out; what a step has done already it finds in Postgres and does not do again. No torch here: training is a
+subprocess of `settings.training_python`.
+"""
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from hone import gates
+from hone.datasets import FreezePolicy
+from hone.errors import Conflict, NotEnoughData, ProgramFailed
+from hone.records import Verdict
+from hone.settings import Settings, read_toml
+from hone.store.datasets import FEEDBACK, freeze_pairs, get_dataset, write_dataset
+from hone.store.engine import make_engine, make_sessions
+from hone.store.evaluations import add_evaluations, list_evaluations
+from hone.store.models import get_model, may_reach_traffic, register_model, set_verdict, stable_model
+from hone.store.requests import claim_request, finish_request
+from hone.store.rollouts import create_rollout
+from hone.store.runs import fail_run, finish_run, get_run, run_id_of, start_run
+from hone.store.tables import RetrainRequestRow, RolloutRow, TrainingRunRow
+from training.spec import Job, load_job, load_spec
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG = "train.log"
+LOG_TAIL_CHARACTERS = 1500
+"""How much of a failed run's log its error message shows."""
+CHILD_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def claim(settings: Settings, dag_run_id: str, now: datetime | None = None) -> str | None:
+    """Claim the oldest open request for this DAG run and return its id, or None: nothing is to be done."""
+    with transaction(settings) as session:
+        request = claim_request(session, dag_run_id, now or utc_now(), mode=settings.mode)
+        return str(request.request_id) if request else None
+
+
+def freeze(settings: Settings, request_id: str) -> str:
+    """Freeze the request's dataset, unless it has one, and return its id.
+
+    Raises:
+        NotEnoughData: no pair is left to train on.
+    """
+    with transaction(settings) as session:
+        request = get_request(session, request_id)
+        if request.dataset_id is None:
+            policy = freeze_policy(settings)
+            request.dataset_id = freeze_pairs(session, watermark=request.watermark, policy=policy)
+        return request.dataset_id
+
+
+def train(settings: Settings, request_id: str) -> str:
+    """Train and evaluate the request's challenger in a subprocess and return the run's id.
+
+    A run that is done is not done again; one that was interrupted goes on from its newest whole checkpoint.
+
+    Raises:
+        ProgramFailed: the subprocess failed or took too long; the message names its log.
+        NotEnoughData: there is no dataset yet, or no stable model to start from.
+        ConfigError: the spec or the request's overrides are wrong.
+    """
+    with transaction(settings) as session:
+        job, is_done = prepare(session, settings, get_request(session, request_id))
+    if is_done:
+        return job.run_id
+    try:
+        run_subprocess(settings, job)
+        metrics = read_report(job.directory)["training"]
+    except ProgramFailed as error:
+        with transaction(settings) as session:
+            fail_run(session, job.run_id, str(error), utc_now())
+        raise
+    with transaction(settings) as session:
+        finish_run(session, job.run_id, metrics, utc_now())
+    return job.run_id
+
+
+def judge(settings: Settings, run_id: str) -> str:
+    """Register the run's challenger with what its gates say and return its version: passed or rejected.
+
+    Raises:
+        ProgramFailed: the run left no report.
+    """
+    with transaction(settings) as session:
+        run = get_run(session, run_id)
+        directory = Path(run.directory)
+        report = read_report(directory)
+        results = gates.judge(report["measured"], load_job(directory / "job.json").spec.thresholds)
+        model_version = register_model(
+            session,
+            digest=report["digest"],
+            directory=directory / "model",
+            parent=run.base_version,
+            run_id=run_id,
+            dataset_id=run.dataset_id,
+        )
+        add_evaluations(session, model_version, run_id, results)
+        verdict = gates.overall(results)
+        set_verdict(session, model_version, "passed" if verdict is Verdict.PASS else "rejected")
+    logger.info("challenger %s of run %s: %s", model_version, run_id, verdict)
+    return model_version
+
+
+def start_rollout(settings: Settings, run_id: str, now: datetime | None = None) -> str | None:
+    """Start the rollout of the run's challenger if it may reach traffic, end the request, and return the rollout's id.
+
+    None: the gates, the mode, or the state of live traffic forbid it; the request's detail says which.
+    """
+    now = now or utc_now()
+    with transaction(settings) as session:
+        run = get_run(session, run_id)
+        model_version = version_of_run(run)
+        rollout_id = rollout_of(session, model_version)
+        detail = f"rollout {rollout_id} of {model_version}"
+        if rollout_id is None:
+            obstacle = what_forbids(session, settings, model_version)
+            if obstacle is None:
+                rollout_id, obstacle = try_rollout(session, settings, run, model_version, now)
+            detail = f"rollout {rollout_id} of {model_version}" if obstacle is None else f"no rollout: {obstacle}"
+        logger.info("run %s: %s", run_id, detail)
+        if run.request_id:
+            finish_request(session, run.request_id, "done", detail, now)
+        return str(rollout_id) if rollout_id else None
+
+
+def fail(settings: Settings, dag_run_id: str, detail: str, now: datetime | None = None) -> None:
+    """Mark the request that this DAG run has claimed as failed; one that has ended stays as it is."""
+    with transaction(settings) as session:
+        statement = select(RetrainRequestRow.request_id).where(
+            RetrainRequestRow.dag_run_id == dag_run_id, RetrainRequestRow.status == "claimed"
+        )
+        for request_id in session.scalars(statement):
+            finish_request(session, request_id, "failed", detail, now or utc_now())
+
+
+def prepare(session: Session, settings: Settings, request: RetrainRequestRow) -> tuple[Job, bool]:
+    """Write everything that the subprocess needs; return the job, and whether it is done already."""
+    if request.dataset_id is None:
+        raise NotEnoughData(f"request {request.request_id} has no dataset yet: freeze first")
+    base = stable_model(session)
+    spec = load_spec(settings.training.spec, request.spec)
+    resolved = spec.model_dump(mode="json")
+    run_id = run_id_of(request.dataset_id, base.model_version, resolved)
+    directory = settings.var_dir.absolute() / "runs" / run_id
+    write_dataset(session, request.dataset_id, directory / "data")
+    job = Job(
+        run_id=run_id,
+        spec=spec,
+        base_version=base.model_version,
+        base_directory=Path(base.directory),
+        directory=directory,
+        evaluation_data=evaluation_data(session, settings, request.dataset_id, directory),
+        golden_tests=absolute(settings.training.golden_tests),
+        general_prompts=absolute(settings.training.general_prompts),
+    )
+    (directory / "job.json").write_text(job.model_dump_json(indent=1))
+    row = start_run(
+        session,
+        run_id=run_id,
+        request_id=request.request_id,
+        dataset_id=request.dataset_id,
+        method=spec.method,
+        base_version=base.model_version,
+        spec=resolved,
+        directory=directory,
+        now=utc_now(),
+    )
+    return job, row.status == "done" and (directory / "evaluation.json").exists()
+
+
+def evaluation_data(session: Session, settings: Settings, dataset_id: str, directory: Path) -> Path | None:
+    """Return the directory of people's pairs that judge the challenger.
+
+    It is the dataset itself where people made it. A challenger from an imported file is judged by what people say when
+    its run begins.
+    """
+    if get_dataset(session, dataset_id).source == FEEDBACK:
+        return directory / "data"
+    if (directory / "evaluation").exists():
+        return directory / "evaluation"
+    try:
+        judging = freeze_pairs(session, watermark=None, policy=freeze_policy(settings))
+    except NotEnoughData as error:
+        logger.warning("nobody's pairs can judge this run, its gates will be inconclusive: %s", error)
+        return None
+    write_dataset(session, judging, directory / "evaluation")
+    return directory / "evaluation"
+
+
+def run_subprocess(settings: Settings, job: Job) -> None:
+    """Run `python -m training run` and wait. Raises ProgramFailed with the place and the end of its log."""
+    log_path = job.directory / LOG
+    command = [str(settings.training_python), "-m", "training", "run", str(job.directory / "job.json")]
+    environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": str(job.spec.threads)}
+    with log_path.open("ab") as log:
+        try:
+            code = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=settings.training.timeout_s,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            raise ProgramFailed(
+                f"run {job.run_id} took longer than training.timeout_s = {settings.training.timeout_s} and was "
+                f"stopped; run it again to go on from its checkpoint, or raise the limit; log: {log_path}"
+            ) from None
+        except OSError as error:
+            raise ProgramFailed(f"{command[0]} cannot be run ({error}): correct HONE_TRAINING_PYTHON") from error
+    if code:
+        tail = log_path.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+        raise ProgramFailed(f"run {job.run_id} ended with code {code}; log: {log_path}\n{tail}")
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """Return what a run measured. Raises ProgramFailed when it left nothing."""
+    path = directory / "evaluation.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ProgramFailed(f"{path} cannot be read ({error}): run the training task again") from None
+    return report
+
+
+def version_of_run(run: TrainingRunRow) -> str:
+    """Return the version that the run made."""
+    version: str = read_report(Path(run.directory))["model_version"]
+    return version
+
+
+def what_forbids(session: Session, settings: Settings, model_version: str) -> str | None:
+    """Return why the version gets no traffic, or None."""
+    model = get_model(session, model_version)
+    if not may_reach_traffic(model):
+        said = [f"{r.gate} {r.verdict}: {r.reason}" for r in list_evaluations(session, model_version)]
+        worst = "; ".join(text for text in said if f" {Verdict.PASS}: " not in text)
+        return f"{model_version} is {model.status} ({worst})"
+    if settings.mode != "active":
+        return f"mode is {settings.mode}: set HONE_MODE=active to let passed models reach traffic"
+    return None
+
+
+def try_rollout(
+    session: Session, settings: Settings, run: TrainingRunRow, model_version: str, now: datetime
+) -> tuple[UUID | None, str | None]:
+    """Return the new rollout's id, or why live traffic does not allow one now."""
+    try:
+        with session.begin_nested():
+            rollout_id = create_rollout(
+                session,
+                canary_version=model_version,
+                stable_version=run.base_version,
+                policy=read_toml(settings.rollout.policy),
+                started_by=f"retrain:{run.run_id}",
+                now=now,
+            )
+    except Conflict as error:
+        return None, str(error)
+    return rollout_id, None
+
+
+def rollout_of(session: Session, model_version: str) -> UUID | None:
+    """Return the version's latest rollout, so that a repeated step starts no second one."""
+    statement = select(RolloutRow.rollout_id).where(RolloutRow.canary_version == model_version)
+    return session.scalar(statement.order_by(RolloutRow.created_at.desc()).limit(1))
+
+
+def freeze_policy(settings: Settings) -> FreezePolicy:
+    """Return the settings' limits of a dataset."""
+    trigger = settings.trigger
+    return FreezePolicy(
+        dev_share=trigger.dev_share,
+        test_share=trigger.test_share,
+        max_user_pairs=trigger.max_user_pairs,
+        max_user_share=trigger.max_user_share,
+    )
+
+
+def get_request(session: Session, request_id: str) -> RetrainRequestRow:
+    """Return the request's row, locked until the transaction ends. Raises Conflict when there is none."""
+    row = session.get(RetrainRequestRow, UUID(request_id), with_for_update=True)
+    if row is None:
+        raise Conflict(f"there is no retrain request {request_id}")
+    return row
+
+
+def absolute(path: Path | None) -> Path | None:
+    """Return the path as the subprocess will find it."""
+    return path.absolute() if path else None
+
+
+@contextmanager
+def transaction(settings: Settings) -> Iterator[Session]:
+    """Open a session whose work is committed at the end of the block."""
+    engine = make_engine(settings.database_url, pool_size=1, program="hone-training")
+    try:
+        with make_sessions(engine).begin() as session:
+            yield session
+    finally:
+        engine.dispose()
+
+
+def utc_now() -> datetime:
+    """Return the time."""
+    return datetime.now(UTC)

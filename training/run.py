@@ -1,0 +1,120 @@
+"""One run in one process: train, export, evaluate. Started again after a crash it goes on where it was."""
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from hone.errors import NotEnoughData
+from hone.weights import model_version_of, weights_digest
+from training.dpo import TrainResult, train_dpo
+from training.evaluate import evaluate
+from training.export import export_model
+from training.pairs import check_tokenizer, encode_pairs, read_rows
+from training.policy import end_tokens, load_model
+from training.progress import Progress
+from training.spec import Job
+
+logger = logging.getLogger(__name__)
+
+EVALUATION = "evaluation.json"
+MODEL = "model"
+
+
+def run_job(job: Job) -> None:
+    """Leave `model/` and `evaluation.json` in the job's directory, unless they are there.
+
+    Blocks while another process does the same run, such as one whose parent was killed.
+
+    Raises:
+        HoneError: spec, base or data do not allow the run, or it went wrong; the message names the value and remedy.
+    """
+    with alone(job.directory):
+        if (job.directory / EVALUATION).exists():
+            logger.info("run %s is done already", job.run_id)
+        else:
+            train_and_evaluate(job)
+
+
+def train_and_evaluate(job: Job) -> None:
+    """Do the whole run, going on from its newest checkpoint. Raises like `run_job`."""
+    torch.set_num_threads(job.spec.threads)
+    transformers_logging.disable_progress_bar()
+    progress = Progress(job.directory / "progress.json")
+    progress.stage("load")
+    started = time.perf_counter()
+    model, tokenizer = load_model(job.base_directory)
+    check_tokenizer(tokenizer, end_tokens(model))
+    rows = read_rows(job.directory / "data" / "train.jsonl")
+    pairs, dropped = encode_pairs(rows, tokenizer, job.spec.max_length)
+    if not pairs:
+        raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no pair: freeze a dataset first")
+    result = fit(model, tokenizer, pairs, job, progress)
+    trained = time.perf_counter()
+    challenger = export_model(result.model, tokenizer, job.directory / MODEL)
+    measured = evaluate(job, challenger, load_model(job.base_directory), progress)
+    digest = weights_digest(job.directory / MODEL)
+    report = {
+        "run_id": job.run_id,
+        "model_version": model_version_of(digest),
+        "digest": digest,
+        "base_version": job.base_version,
+        "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
+        "training": summary(result, len(rows), dropped),
+        "seconds": {"train": trained - started, "evaluate": time.perf_counter() - trained, "cpu": time.process_time()},
+    }
+    write_json(job.directory / EVALUATION, report)
+    progress.stage("done")
+
+
+def fit(model: Any, tokenizer: Any, pairs: Any, job: Job, progress: Progress) -> TrainResult:
+    """Return the trained policy, by the engine that the spec names."""
+    if job.spec.engine == "trl":
+        from training.trl_dpo import train_with_trl
+
+        return train_with_trl(model, tokenizer, pairs, job.spec, job.directory / "trl", progress)
+    checkpoints = job.directory / "checkpoints"
+    return train_dpo(model, pairs, job.spec, tokenizer.pad_token_id, checkpoints, job.run_id, progress)
+
+
+def stop_rule_measurements(result: TrainResult) -> dict[str, float]:
+    """Return the numbers of the gate `stop_rules`."""
+    fired = {f"fired_at_{name}": float(step) for name, step in result.fired.items()}
+    return {"num_steps": float(len(result.history)), **fired}
+
+
+def summary(result: TrainResult, num_rows: int, dropped: dict[str, int]) -> dict[str, Any]:
+    """Return what is kept of the training with the run's row."""
+    return {
+        "num_rows": num_rows,
+        "dropped": dropped,
+        "num_steps": len(result.history),
+        "first_step": result.history[0],
+        "last_step": result.history[-1],
+        "fired": result.fired,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is whole or not there."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(value, indent=1))
+    os.replace(scratch, path)
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Hold the run's lock; it ends with the process, however that ends."""
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
