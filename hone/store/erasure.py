@@ -1,0 +1,93 @@
+"""Forgetting a person: their texts, what they said of answers, and every mark of it in pairs and datasets."""
+
+from datetime import datetime
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import Delete, LargeBinary, Update, delete, exists, func, literal, select, update
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.orm import Session, aliased
+
+from hone.store.audit import append_audit
+from hone.store.tables import (
+    REVISIONS,
+    DatasetItemRow,
+    DeadLetterRow,
+    ErasureRow,
+    FeedbackEventRow,
+    FeedbackStateRow,
+    ModelVersionRow,
+    PreferencePairRow,
+    ResponseRow,
+    UnaryLabelRow,
+)
+
+ERASED = "[erased]"
+
+
+def erase_user(session: Session, user_id: UUID, *, actor: str, now: datetime) -> dict[str, int]:
+    """Forget `user_id`; return how many rows of each kind were reached. Idempotent; the caller owns the transaction.
+
+    Answers stay as facts (model, arm, times) without any text; feedback is deleted; pairs and labels are switched
+    off; dataset rows are deleted, so that such a dataset cannot be made again; models trained on them, and models
+    trained from those, carry `contains_erased`. The tombstone keeps the person out of every later dataset.
+    Kafka keeps its copies until their retention ends.
+    """
+    counts = {
+        "responses": blank_responses(session, user_id),
+        "feedback_events": run(session, delete(FeedbackEventRow).where(FeedbackEventRow.user_id == user_id)),
+        "feedback_states": run(session, delete(FeedbackStateRow).where(FeedbackStateRow.user_id == user_id)),
+        "dead_letters": delete_dead_letters(session, user_id),
+        "pairs": switch_off(session, PreferencePairRow, user_id, now),
+        "labels": switch_off(session, UnaryLabelRow, user_id, now),
+        "models": mark_models(session, user_id),
+        "dataset_rows": run(session, delete(DatasetItemRow).where(DatasetItemRow.user_id == user_id)),
+    }
+    write_tombstone(session, user_id, counts, now)
+    append_audit(session, actor, "user.erase", f"user:{user_id}", "the person asked for it", counts, now)
+    return counts
+
+
+def blank_responses(session: Session, user_id: UUID) -> int:
+    """Take the texts out of the person's answers."""
+    theirs = (ResponseRow.user_id == user_id) & (ResponseRow.completion != ERASED)
+    return run(session, update(ResponseRow).where(theirs).values(messages=[], completion=ERASED, parameters={}))
+
+
+def delete_dead_letters(session: Session, user_id: UUID) -> int:
+    """Delete refused messages that name the person."""
+    named = func.position(sql_cast(literal(str(user_id).encode()), LargeBinary).op("IN")(DeadLetterRow.body)) > 0
+    return run(session, delete(DeadLetterRow).where(named))
+
+
+def switch_off(
+    session: Session, table: type[PreferencePairRow] | type[UnaryLabelRow], user_id: UUID, now: datetime
+) -> int:
+    """Make the person's pairs or labels inactive, as a retraction would."""
+    active = table.active & (table.user_id == user_id)
+    return run(session, update(table).where(active).values(active=False, rev=REVISIONS.next_value(), updated_at=now))
+
+
+def mark_models(session: Session, user_id: UUID) -> int:
+    """Mark the models whose dataset holds rows of the person, and all that were trained from them."""
+    theirs = select(DatasetItemRow.dataset_id).where(DatasetItemRow.user_id == user_id)
+    tainted = select(ModelVersionRow.model_version).where(ModelVersionRow.dataset_id.in_(theirs)).cte(recursive=True)
+    child = aliased(ModelVersionRow)
+    tainted = tainted.union(select(child.model_version).where(child.parent == tainted.c.model_version))
+    named = exists().where(tainted.c.model_version == ModelVersionRow.model_version)
+    return run(session, update(ModelVersionRow).where(named).values(contains_erased=True))
+
+
+def write_tombstone(session: Session, user_id: UUID, counts: dict[str, int], now: datetime) -> None:
+    """Remember whom to keep out; the first request's time stays."""
+    values: dict[str, Any] = {"completed_at": now, "counts": counts}
+    row = insert(ErasureRow).values(user_id=user_id, requested_at=now, **values)
+    session.execute(row.on_conflict_do_update(index_elements=["user_id"], set_=values))
+
+
+def run(session: Session, statement: Update | Delete) -> int:
+    """Execute and return the number of rows reached."""
+    statement = statement.execution_options(synchronize_session=False)
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount

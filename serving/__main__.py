@@ -1,0 +1,86 @@
+"""Programs that serve: `python -m serving gateway | runtime | controller`."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvicorn
+
+from hone.errors import HoneError
+from hone.settings import load_settings
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+KEEP_ALIVE_S = 75
+
+
+@click.group()
+def cli() -> None:
+    """Serve models, and split live traffic between them."""
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8700, show_default=True)
+def gateway(host: str, port: int) -> None:
+    """Answer chats, take feedback and split traffic; settings come from `HONE_*`."""
+    from serving.gateway.app import open_gateway
+
+    asyncio.run(serve(open_gateway(load_settings(), host), host, port))
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8710, show_default=True)
+@click.option("--model", "models", multiple=True, help="VERSION=DIRECTORY; may be repeated.")
+@click.option("--threads", default=1, show_default=True, help="torch threads")
+def runtime(host: str, port: int, models: tuple[str, ...], threads: int) -> None:
+    """Serve model directories of transformers under their versions."""
+    import torch
+
+    from serving.runtime.app import runtime_app
+    from serving.runtime.model import load_model
+
+    torch.set_num_threads(threads)
+    pairs = [model.partition("=") for model in models]
+    loaded = {version: load_model(version, Path(directory)) for version, _, directory in pairs}
+    asyncio.run(serve(runtime_app(loaded), host, port))
+
+
+async def serve(app: Any, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT; requests in flight end first."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=10,
+        server_header=False,
+    )
+    await uvicorn.Server(config).serve()
+
+
+def main() -> int:
+    """Run a program; an error that people can mend is one line, not a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except HoneError as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""`POST /v1/chat/completions`: routed, passed on byte by byte, and recorded once it is over."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import aiohttp
+import msgspec
+
+from hone import metrics
+from hone.ids import uuid7
+from hone.records import Track
+from hone.settings import Gateway as Limits
+from hone.store.keys import Scope
+from hone.tokens import KeyRing
+from serving.gateway.ask import Ask, read_ask
+from serving.gateway.exchange import Exchange
+from serving.gateway.guard import Guard
+from serving.gateway.recorder import Recorder
+from serving.gateway.shadow import Shadow
+from serving.gateway.sse import Rewriter
+from serving.gateway.upstreams import Opened, UpstreamFailed, Upstreams
+from serving.http import (
+    ClientGone,
+    Problem,
+    Receive,
+    Send,
+    answer,
+    answer_problem,
+    read_body,
+    start,
+    until_disconnect,
+)
+from serving.http import Scope as Http
+from serving.router import Decision, Router
+
+logger = logging.getLogger(__name__)
+
+CLIENTS_FAULT = frozenset({400, 413, 422, 429})
+"""Statuses of a model server that tell the client something about its own request."""
+EVENT_STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+class Chat:
+    """The route. Nothing is buffered: a chunk leaves before the next one is read."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        ring: KeyRing,
+        identity_key: bytes,
+        guard: Guard,
+        router: Router,
+        upstreams: Upstreams,
+        recorder: Recorder,
+        shadow: Shadow,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.limits, self.ring, self.identity_key, self.guard = limits, ring, identity_key, guard
+        self.router, self.upstreams, self.recorder, self.shadow = router, upstreams, recorder, shadow
+        self.clock = clock
+        self._in_flight = 0
+
+    async def __call__(self, http: Http, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever was answered, even in part, is recorded."""
+        arrived = time.perf_counter()
+        try:
+            exchange = await self._admit(http, receive, arrived)
+        except Problem as problem:
+            count("refused" if problem.status < 500 else "failed", problem.status)
+            return await answer_problem(send, problem)
+        except ClientGone:
+            return
+        self._in_flight += 1
+        metrics.GATEWAY_IN_FLIGHT.set(self._in_flight)
+        try:
+            await self._until_either_ends(exchange, receive, send)
+        finally:
+            self._in_flight -= 1
+            metrics.GATEWAY_IN_FLIGHT.set(self._in_flight)
+
+    async def _admit(self, http: Http, receive: Receive, arrived: float) -> Exchange:
+        """Check key, size and shape, and decide who answers."""
+        await self.guard.require(http, Scope.CHAT)
+        if self._in_flight >= self.limits.max_in_flight:
+            detail = f"{self._in_flight} answers are being written: try again in a second"
+            raise Problem(503, "overloaded", detail, retry_after_s=1)
+        body = await read_body(receive, self.limits.max_chat_bytes)
+        response_id = uuid7()
+        ask = read_ask(body, http, self.identity_key, response_id)
+        decision, url = self._decide(ask)
+        return Exchange(ask, decision, url, response_id, arrived)
+
+    def _decide(self, ask: Ask) -> tuple[Decision, str]:
+        named = self.upstreams.named(ask.model)
+        if named is not None:
+            return Decision(named.track, named.name), named.url
+        decision = self.router.decide(ask.user_id, self.clock())
+        if decision is None:
+            detail = "no stable model is known yet: start the controller, or set HONE_STABLE_MODEL"
+            raise Problem(503, "no model", detail, retry_after_s=2)
+        return decision, self.upstreams.runtime_url
+
+    async def _until_either_ends(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        """Answer, unless the client leaves first: then the upstream stops too."""
+        work = asyncio.create_task(self._answer(exchange, send))
+        leaving = asyncio.create_task(until_disconnect(receive))
+        try:
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            work.cancel()
+            try:
+                with suppress(asyncio.CancelledError):
+                    await work
+            finally:
+                self._finish(exchange)
+
+    async def _answer(self, exchange: Exchange, send: Send) -> None:
+        try:
+            opened = await self._open(exchange)
+        except UpstreamFailed as error:
+            exchange.ended = time.perf_counter()
+            exchange.refused = error.status in CLIENTS_FAULT
+            return await answer_problem(send, as_problem(error))
+        try:
+            await (self._relay(exchange, opened, send) if exchange.ask.stream else self._whole(exchange, opened, send))
+        finally:
+            if not exchange.whole:
+                opened.response.close()
+
+    async def _open(self, exchange: Exchange) -> Opened:
+        """Ask the arm that was chosen; if it is the canary and fails before its first byte, ask stable."""
+        token = self.ring.mint(exchange.claims(self.clock(), self.limits.token_ttl_s))
+        decision = exchange.decision
+        try:
+            return await self._ask(exchange, token, decision.model_version)
+        except UpstreamFailed as error:
+            logger.warning("%s %s: %s", decision.track, decision.model_version, error)
+            if decision.fallback is None:
+                raise
+            opened = await self._ask(exchange, token, decision.fallback)
+            exchange.fallback = True
+            metrics.CHAT_FALLBACKS.inc()
+            return opened
+
+    async def _ask(self, exchange: Exchange, token: str, model_version: str) -> Opened:
+        ask = exchange.ask
+        exchange.token = token
+        exchange.asked_at = time.perf_counter()
+        body = ask.upstream_body(model_version, private=exchange.is_named)
+        return await self.upstreams.open(exchange.url, body, answer_id=token, model=ask.model, stream=ask.stream)
+
+    async def _whole(self, exchange: Exchange, opened: Opened, send: Send) -> None:
+        """Send an answer that came in one piece."""
+        exchange.upstream_ended = time.perf_counter()
+        exchange.tee(opened.first)
+        rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
+        body = rewriter.document(opened.first) if rewriter else opened.first
+        exchange.first_byte = time.perf_counter()
+        exchange.begun = True
+        await answer(send, 200, body)
+        exchange.whole, exchange.ended = True, time.perf_counter()
+
+    async def _relay(self, exchange: Exchange, opened: Opened, send: Send) -> None:
+        """Pass the stream on, chunk by chunk as it comes."""
+        rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
+        await start(send, 200, b"text/event-stream", EVENT_STREAM)
+        exchange.begun, data = True, opened.first
+        last = b""
+        try:
+            while data:
+                exchange.tee(data)
+                await self._pass_on(exchange, rewriter.feed(data) if rewriter else data, send)
+                data = await opened.response.content.readany()
+            exchange.whole = True
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
+            last = broken_event()
+        exchange.upstream_ended = time.perf_counter()
+        last = (rewriter.flush() if rewriter else b"") + last
+        await send({"type": "http.response.body", "body": last})
+        exchange.ended = time.perf_counter()
+
+    async def _pass_on(self, exchange: Exchange, data: bytes, send: Send) -> None:
+        if not data:
+            return
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        if exchange.first_byte is None:
+            exchange.first_byte = time.perf_counter()
+
+    def _finish(self, exchange: Exchange) -> None:
+        """Record and count what was answered."""
+        if exchange.refused:
+            return count("refused", 400, exchange.track)
+        exchange.ended = exchange.ended or time.perf_counter()
+        response = exchange.response(self.clock())
+        self.recorder.record(response)
+        if exchange.whole:
+            self.router.served[exchange.track] += 1
+            if exchange.decision.shadow:
+                self.shadow.copy(exchange)
+        observe(exchange, completed=response.completed)
+
+
+def as_problem(error: UpstreamFailed) -> Problem:
+    """Return what the client hears: its own mistakes in the server's words, else nothing that tells the arm."""
+    if error.status in CLIENTS_FAULT:
+        return Problem(error.status or 400, "invalid_request_error", upstream_message(error.detail))
+    return Problem(502, "upstream failed", "the model server failed before it answered: try again", retry_after_s=1)
+
+
+def upstream_message(body: str) -> str:
+    """Return the message in an OpenAI or RFC 9457 error body, or the body."""
+    try:
+        document = msgspec.json.decode(body, type=dict[str, object])
+    except msgspec.DecodeError:
+        return body
+    error = document.get("error")
+    return str(document.get("detail") or (error.get("message") if isinstance(error, dict) else None) or body)
+
+
+def broken_event() -> bytes:
+    """Return the event that ends a stream whose server broke off; no `[DONE]` follows it."""
+    error = {"message": "the model server broke off: ask again", "type": "upstream failed", "code": 502}
+    return b"\n\ndata: " + msgspec.json.encode({"error": error}) + b"\n\n"
+
+
+def count(outcome: str, status: int, track: Track | str = "none") -> None:
+    """Count an answer."""
+    metrics.CHAT_ANSWERS.labels(track, outcome).inc()
+    metrics.GATEWAY_REQUESTS.labels("chat", status).inc()
+
+
+def observe(exchange: Exchange, *, completed: bool) -> None:
+    """Count a chat, its times, and what the gateway added to the upstream's time."""
+    outcome = "completed" if completed else "partial" if exchange.begun else "failed"
+    count(outcome, 200 if exchange.begun else 502, exchange.track)
+    ended = exchange.ended or exchange.arrived
+    metrics.CHAT_SECONDS.labels(exchange.track).observe(ended - exchange.arrived)
+    if exchange.first_byte is not None:
+        metrics.CHAT_FIRST_BYTE_SECONDS.labels(exchange.track).observe(exchange.first_byte - exchange.arrived)
+    if exchange.asked_at is not None and exchange.upstream_ended is not None:
+        added = (exchange.asked_at - exchange.arrived) + (ended - exchange.upstream_ended)
+        metrics.CHAT_OVERHEAD_SECONDS.observe(added)

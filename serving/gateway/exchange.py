@@ -1,0 +1,92 @@
+"""One chat request from decision to record."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from hone.records import Response, Track
+from hone.tokens import Claims
+from serving.gateway.ask import Ask
+from serving.gateway.sse import MAX_TEE_BYTES, summarize
+from serving.router import Decision
+
+
+@dataclass(eq=False)
+class Exchange:
+    """What is known so far of a request and its answer. Times are monotonic seconds."""
+
+    ask: Ask
+    decision: Decision
+    url: str
+    response_id: UUID
+    arrived: float
+    token: str = ""
+    "The id that the answer carries."
+    fallback: bool = False
+    refused: bool = False
+    "The model server found fault with the request itself: no answer, nothing to record."
+    begun: bool = False
+    "Whether the client has seen a byte."
+    first_byte: float | None = None
+    asked_at: float | None = None
+    "When the upstream was asked (again, after a fallback)."
+    upstream_ended: float | None = None
+    ended: float | None = None
+    body: bytearray = field(default_factory=bytearray)
+    whole: bool = False
+    "Whether the upstream's answer came to its end, and went out."
+
+    @property
+    def track(self) -> Track:
+        """Return the arm that answered."""
+        return Track.STABLE if self.fallback else self.decision.track
+
+    @property
+    def model_version(self) -> str:
+        """Return the version that answered."""
+        return self.decision.fallback or "" if self.fallback else self.decision.model_version
+
+    @property
+    def is_named(self) -> bool:
+        """Say whether a registered upstream answers, outside of rollouts."""
+        return self.decision.track is Track.REPLAY
+
+    def tee(self, data: bytes) -> None:
+        """Keep a copy for the record, within bounds."""
+        if len(self.body) + len(data) <= MAX_TEE_BYTES:
+            self.body += data
+
+    def claims(self, now: datetime, ttl_s: int) -> Claims:
+        """Return what the token of this answer says."""
+        ask = self.ask
+        return Claims(self.response_id, ask.conversation_id, ask.turn_id, ask.user_id, now + timedelta(seconds=ttl_s))
+
+    def response(self, created_at: datetime) -> Response:
+        """Return the record of what was served, also of an answer that broke off."""
+        summary = summarize(self.body, stream=self.ask.stream)
+        ended = self.ended or self.arrived
+        return Response(
+            response_id=self.response_id,
+            conversation_id=self.ask.conversation_id,
+            turn_id=self.ask.turn_id,
+            user_id=self.ask.user_id,
+            messages=self.ask.messages,
+            completion=summary.text.replace("\x00", "\ufffd"),
+            model_version=self.model_version,
+            track=self.track,
+            rollout_id=self.decision.rollout_id,
+            stage=self.decision.stage,
+            propensity=self.decision.propensity,
+            fallback=self.fallback,
+            parameters=self.ask.parameters(),
+            finish_reason=summary.finish_reason,
+            completed=self.whole and summary.finish_reason is not None,
+            idempotency_key=self.ask.idempotency_key,
+            latency_ms=(ended - self.arrived) * 1000,
+            first_byte_ms=None if self.first_byte is None else (self.first_byte - self.arrived) * 1000,
+            num_prompt_tokens=summary.num_prompt_tokens,
+            num_completion_tokens=summary.num_completion_tokens,
+            license=self.ask.metadata.get("license") if self.is_named else None,
+            eval_only=self.is_named and self.ask.metadata.get("eval_only") == "true",
+            created_at=created_at,
+        )

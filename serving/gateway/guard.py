@@ -1,0 +1,86 @@
+"""Who may call what. Keys are looked up in memory; the database is read every few seconds at most, not per request."""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import Callable, Mapping
+
+from sqlalchemy.exc import OperationalError
+
+from hone.store.keys import EVERY_SCOPE, Caller, Scope, hash_key
+from serving.http import Problem, header
+from serving.http import Scope as Http
+
+FRESH_S = 5.0
+UNKNOWN_RETRY_S = 1.0
+"""An unknown key may be a new one: the table is read again, but not more often than this."""
+STALE_S = 600.0
+"""How long known keys keep working while the database is away."""
+
+
+class Guard:
+    """Checks `Authorization`. The admin key needs no database."""
+
+    def __init__(
+        self, admin_key: str, read_keys: Callable[[], Mapping[str, Caller]], *, open_chat: bool = False
+    ) -> None:
+        """`open_chat`: a gateway of one person on loopback, where chat needs no key."""
+        self._admin_hash = hash_key(admin_key) if admin_key else None
+        self._read_keys, self._open_chat = read_keys, open_chat
+        self._keys: Mapping[str, Caller] = {}
+        self._read_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def require(self, http: Http, scope: Scope) -> Caller:
+        """Return who calls, if the key carries the scope.
+
+        Raises:
+            Problem: 401 without a known key, 403 without the scope, 503 while keys cannot be read.
+        """
+        key = presented_key(http)
+        if key is None and scope is Scope.CHAT and self._open_chat:
+            return Caller("loopback", frozenset({Scope.CHAT}))
+        if key is None:
+            raise Problem(401, "no key", "send `Authorization: Bearer <key>`; make one with `hone keys create`")
+        caller = await self._find(hash_key(key))
+        if caller is None:
+            raise Problem(401, "unknown key", "the key is unknown or revoked: make one with `hone keys create`")
+        if scope not in caller.scopes and Scope.ADMIN not in caller.scopes:
+            raise Problem(403, "scope missing", f"key {caller.name!r} lacks the scope {scope}: make one that has it")
+        return caller
+
+    async def _find(self, hashed: str) -> Caller | None:
+        if hashed == self._admin_hash:
+            return Caller("admin", EVERY_SCOPE)
+        max_age = FRESH_S if hashed in self._keys else UNKNOWN_RETRY_S
+        if time.monotonic() - self._read_at > max_age:
+            await self._refresh(max_age)
+        return self._keys.get(hashed)
+
+    async def _refresh(self, max_age: float) -> None:
+        """Read the table unless another request just did; known keys survive a database that is away for minutes."""
+        async with self._lock:
+            if time.monotonic() - self._read_at <= max_age:
+                return
+            try:
+                self._keys = await asyncio.to_thread(self._read_keys)
+                self._read_at = time.monotonic()
+            except OperationalError as error:
+                if time.monotonic() - self._read_at > STALE_S:
+                    detail = "the database that holds the keys does not answer: try again, or use the admin key"
+                    raise Problem(503, "keys unknown", detail, retry_after_s=5) from error
+
+
+def presented_key(http: Http) -> str | None:
+    """Return the key of a `Bearer` header, or the password of a `Basic` one (Langfuse clients)."""
+    value = header(http, b"authorization")
+    scheme, _, rest = (value or "").partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip() or None
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(rest, validate=True).decode().partition(":")[2] or None
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return None

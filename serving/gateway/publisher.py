@@ -1,0 +1,115 @@
+"""Records to Kafka from an event loop: a future for each, done once every in-sync replica has the record."""
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from hone.errors import Retryable
+
+logger = logging.getLogger(__name__)
+
+LINGER_MS = 3
+HEALTH_TTL_S = 2.0
+
+
+class Publisher:
+    """An idempotent producer with acks=all. Make it inside the event loop that uses it."""
+
+    def __init__(self, bootstrap_servers: str, *, timeout_s: float, extra: Mapping[str, Any] | None = None) -> None:
+        self._config: dict[str, Any] = {
+            "bootstrap.servers": bootstrap_servers,
+            "acks": "all",
+            "enable.idempotence": True,
+            "linger.ms": LINGER_MS,
+            "delivery.timeout.ms": int(timeout_s * 1000),
+            "request.timeout.ms": min(int(timeout_s * 1000), 30_000),
+            "queue.buffering.max.messages": 100_000,
+            "socket.connection.setup.timeout.ms": 2000,
+            "reconnect.backoff.max.ms": 2000,
+            "error_cb": self._on_error,
+            "log_level": 3,
+            **(extra or {}),
+        }
+        self._loop = asyncio.get_running_loop()
+        self._broken = False
+        self._producer = Producer(self._config)
+        self._closing = threading.Event()
+        self._healthy, self._checked_at = False, -HEALTH_TTL_S
+        self._thread = threading.Thread(target=self._poll, name="kafka-delivery", daemon=True)
+        self._thread.start()
+
+    def send(self, topic: str, key: bytes, value: bytes) -> Awaitable[None]:
+        """Queue a record; the future ends when the broker has it.
+
+        Raises:
+            Retryable: the queue is full. The future itself raises it too when the broker did not answer in time;
+                the record may then still have arrived.
+        """
+        if self._broken:
+            self._renew()
+        future: asyncio.Future[None] = self._loop.create_future()
+        try:
+            self._producer.produce(topic, value, key, on_delivery=functools.partial(self._delivered, future))
+        except BufferError:
+            raise Retryable("the queue to Kafka is full: try again in a few seconds") from None
+        except KafkaException as error:
+            raise Retryable(f"Kafka refuses the record ({error}): check topic {topic} and its settings") from None
+        return future
+
+    async def is_healthy(self) -> bool:
+        """Say whether a broker answered within the last two seconds."""
+        if time.monotonic() - self._checked_at > HEALTH_TTL_S:
+            self._healthy = await asyncio.to_thread(self._ask_broker)
+            self._checked_at = time.monotonic()
+        return self._healthy
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait for what is queued; the futures of records that did not make it in time raise."""
+        await asyncio.to_thread(self._producer.flush, timeout_s)
+        self._producer.purge()
+        await asyncio.to_thread(self._producer.flush, 1.0)
+
+    async def close(self) -> None:
+        """End the delivery thread; nothing can be sent afterwards."""
+        self._closing.set()
+        await asyncio.to_thread(self._thread.join)
+
+    def _ask_broker(self) -> bool:
+        try:
+            return bool(self._producer.list_topics(timeout=1.5).brokers)
+        except KafkaException:
+            return False
+
+    def _poll(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(0.1)
+        self._producer.poll(0)
+
+    def _delivered(self, future: "asyncio.Future[None]", error: KafkaError | None, _: Message) -> None:
+        self._loop.call_soon_threadsafe(_resolve, future, error)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._broken = True
+            logger.error("the Kafka producer broke and is replaced: %s", error.str())
+
+    def _renew(self) -> None:
+        """Replace a producer that met a fatal error; what it still held fails over to its callers."""
+        old, self._producer, self._broken = self._producer, Producer(self._config), False
+        old.purge()
+        old.poll(0)
+
+
+def _resolve(future: "asyncio.Future[None]", error: KafkaError | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(Retryable(f"Kafka did not take the record ({error.str()}): try again"))

@@ -1,0 +1,136 @@
+"""Model servers: the runtime that serves versions by name, and upstreams that an operator registered for a while."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import aiohttp
+
+from hone.records import Track
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 2.0
+HEALTH_TTL_S = 2.0
+CHAT_PATH = "/v1/chat/completions"
+
+
+class UpstreamFailed(Exception):
+    """The model server gave no answer, not even its first byte. `status` is its own, or None if it gave none."""
+
+    def __init__(self, status: int | None, detail: str) -> None:
+        super().__init__(f"status {status}: {detail}" if status else detail)
+        self.status, self.detail = status, detail
+
+
+@dataclass(frozen=True)
+class NamedUpstream:
+    """A server that answers the requests whose `model` is its name, until it expires; outside of rollouts."""
+
+    name: str
+    url: str
+    track: Track
+    expires_at: float
+    "Monotonic seconds."
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An answer that has begun: its first bytes are here (all of them where it does not stream)."""
+
+    response: aiohttp.ClientResponse
+    first: bytes
+
+    @property
+    def echoes(self) -> bool:
+        """Say whether id and model name are already those that we asked for."""
+        return "x-hone-echo" in self.response.headers
+
+
+class Upstreams:
+    """The HTTP client of a gateway. Make it inside the event loop that uses it."""
+
+    def __init__(self, runtime_url: str, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
+        self._client = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        self.runtime_url, self._clock = runtime_url.rstrip("/"), clock
+        self._named: dict[str, NamedUpstream] = {}
+        self._healthy, self._checked_at = False, -HEALTH_TTL_S
+
+    def register(self, name: str, url: str, track: Track, expires_in_s: float) -> None:
+        """Send requests for model `name` to `url` for a while; the same name again replaces it."""
+        self._named[name] = NamedUpstream(name, url.rstrip("/"), track, self._clock() + expires_in_s)
+
+    def named(self, model: str) -> NamedUpstream | None:
+        """Return the live upstream of this name."""
+        found = self._named.get(model)
+        if found is not None and found.expires_at <= self._clock():
+            del self._named[model]
+            return None
+        return found
+
+    def names(self) -> list[str]:
+        """Return the live names."""
+        return [name for name in list(self._named) if self.named(name)]
+
+    async def open(self, url: str, body: bytes, *, answer_id: str, model: str, stream: bool) -> Opened:
+        """Send a chat request and wait for its first bytes, or for all of it. The caller closes the response.
+
+        Raises:
+            UpstreamFailed: it refused, did not answer in time, or broke off before that.
+        """
+        headers = {"content-type": "application/json", "x-request-id": answer_id, "x-model-alias": header_safe(model)}
+        headers["accept-encoding"] = "identity"
+        response: aiohttp.ClientResponse | None = None
+        try:
+            response = await self._client.post(url + CHAT_PATH, data=body, headers=headers, allow_redirects=False)
+            first = await response.content.readany() if stream and response.status == 200 else await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            close(response)
+            raise UpstreamFailed(None, f"{url} broke off: {error!r}") from error
+        except asyncio.CancelledError:
+            close(response)
+            raise
+        if response.status != 200 or not first:
+            fail(response, first)
+        return Opened(response, first)
+
+    async def is_healthy(self) -> bool:
+        """Say whether the runtime answered within the last two seconds."""
+        if self._clock() - self._checked_at > HEALTH_TTL_S:
+            self._healthy, self._checked_at = await self._answers(), self._clock()
+        return self._healthy
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+    async def _answers(self) -> bool:
+        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
+        try:
+            async with self._client.get(f"{self.runtime_url}/v1/models", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+
+def close(response: aiohttp.ClientResponse | None) -> None:
+    """Close the connection, so that the server stops working on the answer."""
+    if response is not None:
+        response.close()
+
+
+def fail(response: aiohttp.ClientResponse, body: bytes) -> NoReturn:
+    """Raise what a refusal or an empty answer means."""
+    response.close()
+    raise UpstreamFailed(response.status, body[:2000].decode("utf-8", "replace") or "an empty answer")
+
+
+def header_safe(text: str) -> str:
+    """Return the name as a header may carry it."""
+    return text.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
