@@ -12,6 +12,8 @@ import uvicorn
 from hone.errors import HoneError
 from hone.settings import load_settings
 
+QUIET = ("alembic", "httpx")
+"""Libraries whose INFO is about themselves."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 KEEP_ALIVE_S = 75
 
@@ -20,6 +22,8 @@ KEEP_ALIVE_S = 75
 def cli() -> None:
     """Serve models, and split live traffic between them."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @cli.command()
@@ -48,6 +52,15 @@ def runtime(host: str, port: int, models: tuple[str, ...], threads: int) -> None
     pairs = [model.partition("=") for model in models]
     loaded = {version: load_model(version, Path(directory)) for version, _, directory in pairs}
     asyncio.run(serve(runtime_app(loaded), host, port))
+
+
+@cli.command()
+@click.option("--metrics-port", type=int, help="Serve /metrics and /healthz there.")
+def controller(metrics_port: int | None) -> None:
+    """Carry rollouts out: look at the evidence, decide, send plans to the gateways."""
+    from serving.controller import run
+
+    sys.exit(run(load_settings(), metrics_port))
 
 
 async def serve(app: Any, host: str, port: int) -> None:

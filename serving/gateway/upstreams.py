@@ -92,7 +92,7 @@ class Upstreams:
             first = await response.content.readany() if stream and response.status == 200 else await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             close(response)
-            raise UpstreamFailed(None, f"{url} broke off: {error!r}") from error
+            raise UpstreamFailed(None, f"{type(error).__name__}: {error}") from error
         except asyncio.CancelledError:
             close(response)
             raise
