@@ -15,18 +15,22 @@ class Breaker:
         self.batches: deque[tuple[int, int]] = deque()
 
     def check(self, num_messages: int, num_invalid: int) -> None:
-        """Take one batch into account.
+        """Judge a batch before it is stored.
 
         Raises:
             HoneError: the share is too large; nothing of this batch may be stored, so that a repaired ingest reads it.
         """
-        self.batches.append((num_messages, num_invalid))
-        total = sum(messages for messages, _ in self.batches)
-        while self.batches and total - self.batches[0][0] >= WINDOW_MESSAGES:
-            total -= self.batches.popleft()[0]
-        invalid = sum(invalid for _, invalid in self.batches)
+        total = num_messages + sum(messages for messages, _ in self.batches)
+        invalid = num_invalid + sum(bad for _, bad in self.batches)
         if total >= WINDOW_MESSAGES and invalid > self.max_invalid_share * total:
             raise HoneError(
                 f"{invalid} of the last {total} messages are invalid, more than ingest.max_invalid_share = "
                 f"{self.max_invalid_share:g}: repair the producer (the table dead_letter has the reasons), or raise it"
             )
+
+    def count(self, num_messages: int, num_invalid: int) -> None:
+        """Remember a batch that was stored, and forget those that the window no longer needs."""
+        self.batches.append((num_messages, num_invalid))
+        total = sum(messages for messages, _ in self.batches)
+        while total - self.batches[0][0] >= WINDOW_MESSAGES:
+            total -= self.batches.popleft()[0]

@@ -97,6 +97,7 @@ def turn(ingest: Ingest) -> None:
     ingest.breaker.check(batch.num_messages, len(batch.bad))
     outcome = commit(ingest, batch)
     ingest.crash("committed")
+    ingest.breaker.count(batch.num_messages, len(batch.bad))
     moved = {partition: step.next_offset for partition, step in batch.steps.items()}
     for partition, next_offset in moved.items():
         ingest.claims[partition] = Claim(ingest.claims[partition].epoch, next_offset)
