@@ -27,7 +27,7 @@ class LoadRequest(msgspec.Struct):
     """`POST /v1/models/load`."""
 
     model_version: str
-    directory: Path
+    directory: str
 
 
 class ScoredItem(msgspec.Struct):
@@ -70,7 +70,7 @@ class Runtime:
         asked = msgspec.json.decode(await request.body(), type=LoadRequest)
         async with self._loading:
             known = self.models.get(asked.model_version)
-            loaded = await asyncio.to_thread(load_model, asked.model_version, asked.directory)
+            loaded = await asyncio.to_thread(load_model, asked.model_version, Path(asked.directory))
             if known is not None and known.digest != loaded.digest:
                 detail = f"model {loaded.version} has digest {known.digest}, the directory {loaded.digest}: rename it"
                 raise Problem(409, "other weights", detail)
