@@ -138,8 +138,7 @@ class Chat:
         decision = exchange.decision
         try:
             return await self._ask(exchange, token, decision.model_version)
-        except UpstreamFailed as error:
-            logger.warning("%s %s: %s", decision.track, decision.model_version, error)
+        except UpstreamFailed:
             if decision.fallback is None:
                 raise
             opened = await self._ask(exchange, token, decision.fallback)
@@ -152,7 +151,13 @@ class Chat:
         exchange.token = token
         exchange.asked_at = time.perf_counter()
         body = ask.upstream_body(model_version, private=exchange.is_named)
-        return await self.upstreams.open(exchange.url, body, answer_id=token, model=ask.model, stream=ask.stream)
+        try:
+            opened = await self.upstreams.open(exchange.url, body, answer_id=token, model=ask.model, stream=ask.stream)
+        except UpstreamFailed as error:
+            self.upstreams.note(model_version, None if error.status in CLIENTS_FAULT else error)
+            raise
+        self.upstreams.note(model_version, None)
+        return opened
 
     async def _whole(self, exchange: Exchange, opened: Opened, send: Send) -> None:
         """Send an answer that came in one piece."""

@@ -1,7 +1,6 @@
 """Copies of stable's requests for the canary. Nobody sees the answers; a slow canary only loses copies."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +13,6 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.recorder import Recorder
 from serving.gateway.upstreams import UpstreamFailed, Upstreams
 from serving.router import Decision
-
-logger = logging.getLogger(__name__)
 
 QUEUE_COPIES = 64
 WORKERS = 2
@@ -64,7 +61,6 @@ class Shadow:
                 exchange.url, body, answer_id=str(exchange.response_id), model=exchange.ask.model, stream=False
             )
         except UpstreamFailed as error:
-            logger.warning("shadow %s: %s", decision.model_version, error)
-            return
+            return self.upstreams.note(decision.model_version, error)
         exchange.tee(opened.first)
         exchange.whole = True

@@ -60,6 +60,7 @@ class Upstreams:
         self._client = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         self.runtime_url, self._clock = runtime_url.rstrip("/"), clock
         self._named: dict[str, NamedUpstream] = {}
+        self._failing: set[str] = set()
         self._healthy, self._checked_at = False, -HEALTH_TTL_S
 
     def register(self, name: str, url: str, track: Track, expires_in_s: float) -> None:
@@ -99,6 +100,15 @@ class Upstreams:
         if response.status != 200 or not first:
             fail(response, first)
         return Opened(response, first)
+
+    def note(self, model_version: str, error: UpstreamFailed | None) -> None:
+        """Log when a version begins to fail, and when it answers again; not each failure (metrics count those)."""
+        if error is not None and model_version not in self._failing:
+            self._failing.add(model_version)
+            logger.warning("model %s fails: %s", model_version, error)
+        elif error is None and model_version in self._failing:
+            self._failing.discard(model_version)
+            logger.info("model %s answers again", model_version)
 
     async def is_healthy(self) -> bool:
         """Say whether the runtime answered within the last two seconds."""
