@@ -65,7 +65,7 @@ ACTOR = "controller"
 MIN_LEASE_S = 10.0
 FENCE_BITS = 32
 MAX_STEPS = 8
-"""Transitions that one look may make: from created to the first stage, or from a verdict to its end."""
+"""Rounds of one look: enough to go from created to the first stage, or from a verdict to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Desired:
     "Versions that must be loaded, and where their weights are."
     surplus: str | None
     "A version that lost its rollout and may be unloaded."
-    moved: bool
-    "A transition was made: look again at once."
+    again: bool
+    "A transition was made, or the platform is about to change: look again at once."
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Controller:
         for _ in range(MAX_STEPS):
             desired = self.judge(self.backend.observe(), now)
             self.carry_out(desired)
-            if not desired.moved:
+            if not desired.again:
                 break
         return True
 
@@ -255,9 +255,10 @@ class Controller:
         loser = None
         if ended is not None:
             loser = ended.stable_version if ended.phase == Phase.PROMOTED else ended.canary_version
-        surplus = loser if loser in observed.models - needed else None
-        missing = sorted(needed - observed.models)
-        return Desired(plan, model_directories(session, missing), None if moved else surplus, moved)
+        surplus = loser if loser in observed.models - needed and not moved else None
+        directories = model_directories(session, sorted(needed - observed.models))
+        in_force = plan is None or all(follows(view, plan) for view in observed.routers)
+        return Desired(plan, directories, surplus, moved or not in_force or bool(directories))
 
     def carry_out(self, desired: Desired) -> None:
         """Send the plan, load what is missing, unload what lost. Traffic first: loading may take minutes."""
