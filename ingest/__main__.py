@@ -63,15 +63,15 @@ def find_incarnation(settings: Settings, source: Source, pulse: Pulse, stop: Eve
 
 
 def killer(crash_at: str | None) -> Callable[[str], None]:
-    """Return what kills this process at the n-th passing of a named point: `committed:3`."""
-    name, _, number = (crash_at or "never:0").partition(":")
+    """Return what kills this process at the n-th passing of a point: `stored:3`, or stops it: `stored:3:SIGSTOP`."""
+    name, number, signal_name = [*(crash_at or "never:1").split(":"), "SIGKILL"][:3]
     passings = 0
 
     def crash(point: str) -> None:
         nonlocal passings
         passings += point == name
-        if point == name and passings == int(number or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if point == name and passings == int(number):
+            os.kill(os.getpid(), signal.Signals[signal_name])
 
     return crash
 
@@ -84,7 +84,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--metrics-port", default=8721, show_default=True, help="Port of /metrics and /healthz.")
-@click.option("--crash-at", hidden=True, help="For tests: POINT:N.")
+@click.option("--crash-at", hidden=True, help="For tests: POINT:N[:SIGNAL].")
 def events(metrics_port: int, crash_at: str | None) -> None:
     """Store responses and feedback, each exactly once, until SIGTERM."""
     settings, stop, pulse = load_settings(), stop_on_signals(), Pulse()

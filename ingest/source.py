@@ -44,7 +44,7 @@ def consumer_config(bootstrap_servers: str, group: str) -> dict[str, Any]:
         "auto.offset.reset": "error",
         # The in-process broker knows no other assignor.
         "partition.assignment.strategy": "range",
-        "session.timeout.ms": 10_000,
+        "session.timeout.ms": 6_000,
         "heartbeat.interval.ms": 1_000,
         "queued.max.messages.kbytes": 65_536,
         "fetch.wait.max.ms": 100,

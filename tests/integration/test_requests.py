@@ -33,7 +33,7 @@ def add_pairs(sessions: Sessions, number: int, *, user: str | None = None, **fie
         for _ in range(number):
             name = uuid4().hex
             who = user or name
-            shared = {"turn": name, "idempotency_key": uid(name), "user": who, "finish_reason": "stop", **fields}
+            shared = {"turn": name, "idempotency_key": uid(name), "user": who, **fields}
             stored = store_events(
                 session,
                 [response(name + "a", **shared), response(name + "b", **shared)],  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ def response(
         "completion": f"answer {name}",
         "model_version": "base",
         "track": Track.STABLE,
+        "finish_reason": "stop",
         "created_at": at(second),
     }
     return Response(**(defaults | fields))

@@ -1,0 +1,175 @@
+"""On a real broker: whatever is killed when, every acknowledged message is in Postgres exactly once."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from hone.local.broker import create_topics
+from hone.local.kafka import KafkaServer, prepare_kafka
+from hone.local.processes import Supervisor
+from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, Response
+from hone.store.tables import ConsumerOffsetRow, DeadLetterRow, FeedbackEventRow, ResponseRow
+from tests.support.events import feedback, response, uid
+from tests.support.ingest_process import Program, count, produce, wait_for
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+NUM_PARTITIONS = 3
+CONFIG = "[ingest]\nmax_rows = 40\n"
+"""Small batches, so that there is always a next one to be killed in."""
+
+Sessions = sessionmaker[Session]
+Start = Callable[..., Program]
+
+
+@pytest.fixture(scope="module")
+def server(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> KafkaServer:
+    return prepare_kafka(tmp_path_factory.mktemp("kafka") / "data", kafka_libs)
+
+
+@pytest.fixture(scope="module")
+def supervisor(server: KafkaServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
+    directory = tmp_path_factory.mktemp("stack")
+    with Supervisor(directory / "stack.json") as supervisor:
+        supervisor.start(server.program(directory / "kafka.log"))
+        create_topics(server.broker(), {RESPONSES_TOPIC: NUM_PARTITIONS, FEEDBACK_TOPIC: NUM_PARTITIONS})
+        yield supervisor
+
+
+@pytest.fixture
+def start(store_url: str, server: KafkaServer, supervisor: Supervisor, tmp_path: Path) -> Iterator[Start]:
+    """`start("--crash-at", "stored:2")` starts one more member of a group of this test's own."""
+    config = tmp_path / "hone.toml"
+    config.write_text(f'{CONFIG}consumer_group = "{tmp_path.name}"\n')
+    env = {
+        "HONE_DATABASE_URL": store_url,
+        "HONE_KAFKA_BOOTSTRAP_SERVERS": server.bootstrap_servers,
+        "HONE_CONFIG": str(config),
+    }
+    with ExitStack() as stack:
+
+        def start(*options: str) -> Program:
+            program = Program("events", env, *options)
+            stack.callback(program.end)
+            return program
+
+        yield start
+
+
+@dataclass
+class Sent:
+    """Everything that the broker of this module acknowledged."""
+
+    records: list[Response | Feedback] = field(default_factory=list)
+    refused: set[tuple[str, int, int]] = field(default_factory=set)
+
+
+@pytest.fixture(scope="module")
+def sent() -> Sent:
+    return Sent()
+
+
+class Log:
+    """What the broker acknowledged, and what this test's database holds of it."""
+
+    def __init__(self, server: KafkaServer, sessions: Sessions, sent: Sent) -> None:
+        self.server, self.sessions, self.sent = server, sessions, sent
+
+    def send(self, name: str, number: int) -> None:
+        """Send answers and feedback, every tenth twice, and some that cannot be read."""
+        records: list[Response | Feedback] = [response(f"{name}{n}", turn=f"{name}{n % 50}") for n in range(number)]
+        records += [feedback("thumbs", f"{name}{n}", value=1, event_id=uid(f"{name}-{n}")) for n in range(number)]
+        self.sent.records += records
+        self.sent.refused |= produce(self.server.bootstrap_servers, *records, *records[::10], b"poison", b"{}")
+
+    def ends(self) -> int:
+        """The sum of the partitions' ends."""
+        consumer = Consumer({"bootstrap.servers": self.server.bootstrap_servers, "group.id": "ends"})
+        topics = [TopicPartition(t, n) for t in (RESPONSES_TOPIC, FEEDBACK_TOPIC) for n in range(NUM_PARTITIONS)]
+        ends = sum(consumer.get_watermark_offsets(partition, timeout=20)[1] for partition in topics)
+        consumer.close()
+        return ends
+
+    def num_stored(self) -> int:
+        with self.sessions() as session:
+            return session.scalar(select(func.sum(ConsumerOffsetRow.next_offset))) or 0
+
+    def num_in_flight(self) -> int:
+        """Messages that were acknowledged and are not committed."""
+        return self.ends() - self.num_stored()
+
+    def assert_each_once(self) -> None:
+        """Every message is one row or one dead letter, and the offsets stand at the ends."""
+        wait_for(lambda: self.num_in_flight() == 0, 60)
+        with self.sessions() as session:
+            responses = session.scalars(select(ResponseRow.response_id)).all()
+            events = session.scalars(select(FeedbackEventRow.event_id)).all()
+            letters = session.execute(select(DeadLetterRow.topic, DeadLetterRow.partition, DeadLetterRow.offset)).all()
+        assert sorted(responses) == sorted({r.response_id for r in self.sent.records if isinstance(r, Response)})
+        assert sorted(events) == sorted({r.event_id for r in self.sent.records if isinstance(r, Feedback)})
+        assert sorted(map(tuple, letters)) == sorted(self.sent.refused)
+
+
+@pytest.fixture
+def log(server: KafkaServer, supervisor: Supervisor, sessions: Sessions, sent: Sent) -> Log:
+    return Log(server, sessions, sent)
+
+
+def die(program: Program, log: Log) -> None:
+    """Wait for the death by SIGKILL, and assert that it hit messages in flight."""
+    assert program.process.wait(30) == -signal.SIGKILL
+    assert log.num_in_flight() > 0
+
+
+def test_killed_at_each_point_of_a_batch_it_loses_and_doubles_nothing(start: Start, log: Log) -> None:
+    log.send("a", 300)
+    for point in ("consumed:3", "stored:3", "committed:3"):
+        stored = log.num_stored()
+        die(start("--crash-at", point), log)
+        assert log.num_stored() > stored, "each life made progress before its death"
+    start()
+    log.assert_each_once()
+
+
+def test_killed_from_outside_while_another_member_works_it_loses_and_doubles_nothing(start: Start, log: Log) -> None:
+    first, second = start(), start()
+    log.send("b", 1500)
+    wait_for(lambda: count(log.sessions, ResponseRow) > 100)
+    first.process.send_signal(signal.SIGKILL)
+    die(first, log)
+    log.send("c", 100)
+    log.assert_each_once()
+    assert second.process.poll() is None
+
+
+def test_a_zombie_that_wakes_up_after_its_successor_is_fenced(start: Start, log: Log) -> None:
+    log.send("d", 300)
+    zombie = start("--crash-at", "consumed:3:SIGSTOP")
+    wait_for(lambda: log.num_stored() > 0)
+    start()
+    log.assert_each_once()
+    assert log.num_stored() > 0
+    zombie.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: "hone_ingest_fenced_commits_total 1.0" in zombie.metrics())
+    log.send("e", 100)
+    log.assert_each_once()
+
+
+def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
+    start: Start, log: Log, server: KafkaServer, supervisor: Supervisor
+) -> None:
+    program = start()
+    log.send("f", 1500)
+    wait_for(lambda: count(log.sessions, ResponseRow) > 100)
+    supervisor.kill("kafka")
+    supervisor.restart("kafka")
+    log.send("g", 100)
+    log.assert_each_once()
+    assert program.process.poll() is None
