@@ -33,7 +33,7 @@ class Publisher:
             "socket.connection.setup.timeout.ms": 2000,
             "reconnect.backoff.max.ms": 2000,
             "error_cb": self._on_error,
-            "log_level": 3,
+            "log_level": 0,
             **(extra or {}),
         }
         self._loop = asyncio.get_running_loop()
@@ -79,6 +79,7 @@ class Publisher:
         """End the delivery thread; nothing can be sent afterwards."""
         self._closing.set()
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._producer.close, 1.0)
 
     def _ask_broker(self) -> bool:
         try:
@@ -98,6 +99,8 @@ class Publisher:
         if error.fatal():
             self._broken = True
             logger.error("the Kafka producer broke and is replaced: %s", error.str())
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            logger.warning("no Kafka broker answers: feedback is refused, answers wait on disk")
 
     def _renew(self) -> None:
         """Replace a producer that met a fatal error; what it still held fails over to its callers."""
