@@ -3,6 +3,7 @@
 Pure. Missing data is inconclusive, never a pass. Nothing here knows what a simulated user secretly likes.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -55,7 +56,7 @@ def load_thresholds(values: Mapping[str, Any]) -> Thresholds:
 
 
 def judge(measured: Mapping[str, Measurements], thresholds: Thresholds) -> list[GateResult]:
-    """Return the verdict of every gate; one whose numbers are missing is inconclusive.
+    """Return the verdict of every gate; one whose numbers are missing, or no numbers, is inconclusive.
 
     Args:
         measured: gate name -> its measurements, as `training.evaluate` writes them.
@@ -69,7 +70,7 @@ def judge(measured: Mapping[str, Measurements], thresholds: Thresholds) -> list[
     )
     results = []
     for name, gate in gates:
-        numbers = dict(measured.get(name, {}))
+        numbers = {key: value for key, value in measured.get(name, {}).items() if math.isfinite(value)}
         try:
             verdict, reason = gate(numbers, thresholds)
         except KeyError as missing:
@@ -135,7 +136,7 @@ def degenerate(measured: Measurements, bounds: Thresholds) -> tuple[Verdict, str
     return Verdict.PASS, (
         f"{measured['end_rate']:.3f} of the answers end by themselves, mean length {measured['length']:.0f} characters "
         f"against the champion's {measured['champion_length']:.0f}, most frequent answer on "
-        f"{measured['repeat_share']:.3f} of the prompts"
+        f"{measured['repeat_share']:.3f} of the prompts (champion {measured['champion_repeat_share']:.3f})"
     )
 
 

@@ -196,6 +196,10 @@ def reference_logps(
 def attach_adapter(model: Any, lora: Lora, seed: int) -> Any:
     """Return the model with a fresh LoRA adapter, its random half drawn from `seed`; the base is frozen."""
     torch.manual_seed(seed)
+    return get_peft_model(model, lora_config(lora))
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """Return the adapter in peft's words."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
-    return get_peft_model(model, config)
+    return LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from training.pairs import ids_of
 from training.progress import Progress
 
 
@@ -36,7 +37,7 @@ def generate(
 ) -> list[Answer]:
     """Return one answer to each prompt, in order; equal seeds give equal answers on the same machine."""
     texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = ids_of(texts, tokenizer)
     order = sorted(range(len(ids)), key=lambda k: len(ids[k]))
     torch.manual_seed(decoding.seed)
     answers: dict[int, Answer] = {}
@@ -48,7 +49,7 @@ def generate(
     return [answers[k] for k in range(len(order))]
 
 
-def generate_batch(model: Any, tokenizer: Any, prompts: Sequence[list[int]], decoding: Decoding) -> list[Answer]:
+def generate_batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Answer]:
     """Return the answers to prompts of like length, padded on the left."""
     longest = max(len(prompt) for prompt in prompts)
     ids_BT = torch.full((len(prompts), longest), tokenizer.pad_token_id)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from hone.errors import ConfigError
-from training.dpo import TrainResult, attach_adapter
+from training.dpo import TrainResult, lora_config
 from training.pairs import TokenPair
 from training.progress import Progress
 from training.spec import RunSpec
@@ -33,8 +33,8 @@ def train_with_trl(
     """
     if any(pair.weight != 1.0 for pair in pairs):
         raise ConfigError('engine = "trl" knows no weights of pairs, and some differ from 1: use engine = "native"')
-    result = TrainResult(attach_adapter(model, spec.lora, spec.seed))
-    trainer = make_trainer(result.model, tokenizer, pairs, spec, directory)
+    trainer = make_trainer(model, tokenizer, pairs, spec, directory)
+    result = TrainResult(trainer.model)
     trainer.add_callback(Recorder(result, spec, progress))
     progress.stage("train")
     trainer.train()
@@ -43,7 +43,8 @@ def train_with_trl(
 
 
 def make_trainer(model: Any, tokenizer: Any, pairs: Sequence[TokenPair], spec: RunSpec, directory: Path) -> Any:
-    """Return TRL's trainer for the spec; the reference is the policy without its adapter."""
+    """Return TRL's trainer for the spec, a fresh adapter on the model; the reference is the model without it."""
+    torch.manual_seed(spec.seed)
     rows = [
         {
             "prompt": pair.row["prompt"],
@@ -53,7 +54,12 @@ def make_trainer(model: Any, tokenizer: Any, pairs: Sequence[TokenPair], spec: R
         for pair in pairs
     ]
     return DPOTrainer(
-        model, None, trl_config(spec, directory), train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        model,
+        None,
+        trl_config(spec, directory),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora_config(spec.lora),
     )
 
 

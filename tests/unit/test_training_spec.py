@@ -1,0 +1,48 @@
+"""A run's spec: overrides are merged table by table, and what is wrong is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hone.errors import ConfigError
+from training.spec import Job, RunSpec, load_job, load_spec
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("dpo*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_shipped_configurations_are_valid(path: Path) -> None:
+    assert load_spec(path).method == "dpo"
+
+
+def test_overrides_of_a_request_replace_single_keys(tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text("learning_rate = 1e-4\n[lora]\nrank = 8\nalpha = 16\n")
+    spec = load_spec(path, {"sft_weight": 0, "lora": {"rank": 4}})
+    assert (spec.learning_rate, spec.sft_weight, spec.lora.rank, spec.lora.alpha) == (1e-4, 0, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        pytest.param({"learning_rat": 1}, "learning_rat = 1", id="an unknown key"),
+        pytest.param({"beta": -1}, "beta = -1", id="out of range"),
+        pytest.param({"lora": {"rnk": 4}}, "lora.rnk = 4", id="an unknown key of a table"),
+        pytest.param({"gates": {"min_pears": 4}}, "gates.min_pears", id="an unknown threshold"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(overrides: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_spec(CONFIGS[0], overrides)
+
+
+def test_a_job_is_the_same_after_a_round_trip(tmp_path: Path) -> None:
+    job = Job(run_id="r-1", spec=RunSpec(), base_version="m-0", base_directory=tmp_path, directory=tmp_path / "run")
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    assert load_job(tmp_path / "job.json") == job
+
+
+def test_a_job_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read job"):
+        load_job(tmp_path / "none.json")
