@@ -174,7 +174,11 @@ class Controller:
         if change is None:
             save_evidence(session, row.rollout_id, epoch=row.epoch, evidence=shown)
         else:
-            transition(session, row.rollout_id, epoch=row.epoch, change=change, actor=ACTOR, now=now, evidence=shown)
+            after = transition(
+                session, row.rollout_id, epoch=row.epoch, change=change, actor=ACTOR, now=now, evidence=shown
+            )
+            if change.phase in FINAL:  # its plan is what was just seen
+                mark_applied(session, row.rollout_id, epoch=after, now=now)
         return Look(before, tally, shown, change)
 
     def tally(self, session: Session, row: RolloutRow, policy: Policy, now: datetime) -> Tally:
@@ -282,6 +286,7 @@ def as_rollout(row: RolloutRow) -> Rollout:
         stage=row.stage,
         weight=row.weight,
         epoch=row.epoch,
+        reason=row.reason,
         created_at=row.created_at,
         stage_started_at=row.stage_started_at,
     )

@@ -22,6 +22,8 @@ class Rollout:
     stage: int
     weight: float
     epoch: int
+    reason: str
+    "Of the last transition."
     created_at: datetime
     stage_started_at: datetime
 
@@ -61,12 +63,12 @@ def decide(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) 
     if rollout.phase in FINAL:
         return None
     if rollout.phase is Phase.ROLLING_BACK:
-        return replace_phase(rollout, Phase.ROLLED_BACK, "withdrawn") if evidence.withdrawn else None
+        return finish(rollout, Phase.ROLLED_BACK) if evidence.withdrawn else None
     if reason := danger(rollout, evidence, policy, now):
         return Transition(Phase.ROLLING_BACK, rollout.stage, 0.0, reason)
     if rollout.phase is Phase.PROMOTING:
         done = evidence.in_force and evidence.ready and seconds_in_phase(rollout, now) >= policy.bake_s
-        return replace_phase(rollout, Phase.PROMOTED, "in force") if done else None
+        return finish(rollout, Phase.PROMOTED) if done else None
     if rollout.phase is Phase.PAUSED or evidence.held:
         return None
     if rollout.phase is Phase.CREATED:
@@ -183,9 +185,9 @@ def slow(evidence: Evidence, policy: Policy) -> str | None:
     return f"latency: p95 {canary.p95_latency_ms:.0f} ms, at most {allowed:.0f} ms allowed"
 
 
-def replace_phase(rollout: Rollout, phase: Phase, reason: str) -> Transition:
-    """Return the transition that changes the phase alone."""
-    return Transition(phase, rollout.stage, rollout.weight, reason)
+def finish(rollout: Rollout, phase: Phase) -> Transition:
+    """Return the transition to a final phase; it keeps the verdict's reason."""
+    return Transition(phase, rollout.stage, 0.0, rollout.reason)
 
 
 def intended_plan(

@@ -1,6 +1,7 @@
 """Rollouts: their rows and transitions. Every change is conditional on the epoch, so that of two writers one wins."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -202,7 +203,7 @@ def request_action(
     row = lock_rollout(session, rollout_id)
     if action is Action.PROMOTE and is_on(session, FREEZE):
         raise Conflict("the platform is frozen: nothing is promoted before `hone unfreeze`")
-    change = asked(action, Phase(row.phase), row.stage, row.weight)
+    change = replace(asked(action, Phase(row.phase), row.stage, row.weight), reason=f"operator: {reason}")
     epoch = transition(session, rollout_id, epoch=row.epoch, change=change, actor=actor, now=now)
     append_audit(session, actor, f"rollout.{action}", f"rollout:{rollout_id}", reason, {"epoch": epoch}, now)
     return epoch

@@ -52,7 +52,7 @@ def rollout(phase: Phase, stage: int = 0, age_s: float = 1000.0) -> Rollout:
     stage = 0 if phase in (Phase.CREATED, Phase.SHADOW) else stage
     weight = POLICY.stages[stage].weight if phase in (Phase.CANARY, Phase.PAUSED) else 0.0
     begun = START - timedelta(seconds=age_s)
-    return Rollout(UUID(int=1), phase, stage, weight, 3, begun, begun)
+    return Rollout(UUID(int=1), phase, stage, weight, 3, "said before", begun, begun)
 
 
 CASES = [
@@ -191,7 +191,7 @@ CASES = [
     ("a frozen platform starts nothing", rollout(Phase.CREATED), replace(CALM, held=True), None),
     ("promoting waits out its bake time", rollout(Phase.PROMOTING, 2, 59), PROVEN, None),
     ("promoting waits for the routers", rollout(Phase.PROMOTING, 2), replace(PROVEN, in_force=False), None),
-    ("promoting ends promoted", rollout(Phase.PROMOTING, 2), PROVEN, ("promoted", 2, 0.0, "in force")),
+    ("promoting ends promoted", rollout(Phase.PROMOTING, 2), PROVEN, ("promoted", 2, 0.0, "said before")),
     (
         "a new stable that goes away while it bakes is rolled back",
         rollout(Phase.PROMOTING, 2, 40),
@@ -203,7 +203,7 @@ CASES = [
         "rolling back ends rolled back",
         rollout(Phase.ROLLING_BACK),
         replace(CALM, withdrawn=True),
-        ("rolled_back", 0, 0.0, "withdrawn"),
+        ("rolled_back", 0, 0.0, "said before"),
     ),
     ("promoted is final", rollout(Phase.PROMOTED), replace(PROVEN, log_down=99, withdrawn=True), None),
     ("rolled back is final", rollout(Phase.ROLLED_BACK), replace(PROVEN, withdrawn=True), None),
