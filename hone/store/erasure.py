@@ -6,7 +6,6 @@ from uuid import UUID
 
 from sqlalchemy import Delete, LargeBinary, Update, delete, exists, func, literal, select, update
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session, aliased
 
@@ -81,10 +80,14 @@ def mark_models(session: Session, user_id: UUID) -> int:
 
 
 def write_tombstone(session: Session, user_id: UUID, counts: dict[str, int], now: datetime) -> None:
-    """Remember whom to keep out; the first request's time stays."""
-    values: dict[str, Any] = {"completed_at": now, "counts": counts}
-    row = insert(ErasureRow).values(user_id=user_id, requested_at=now, **values)
-    session.execute(row.on_conflict_do_update(index_elements=["user_id"], set_=values))
+    """Remember whom to keep out; the first request's time stays, and the counts of repeated ones add up."""
+    row = session.get(ErasureRow, user_id, with_for_update=True)
+    if row is None:
+        session.add(ErasureRow(user_id=user_id, requested_at=now, completed_at=now, counts=counts))
+    else:
+        row.completed_at = now
+        row.counts = {name: number + row.counts.get(name, 0) for name, number in counts.items()}
+    session.flush()
 
 
 def run(session: Session, statement: Update | Delete) -> int:
