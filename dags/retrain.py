@@ -1,11 +1,11 @@
 """Retrain: claim a request, freeze its dataset, train and evaluate a challenger, judge it, start its rollout.
 
-**Reads** `retrain_request`, preference pairs, the stable model. **Writes** a dataset, a training run, evaluations, a model
-version and a rollout. **Impact of failure**: the request is marked failed and nothing reaches traffic; the next crossing of
-the threshold, or `hone retrain`, makes a new one. Every task may be cleared and run again.
+**Reads** `retrain_request`, preference pairs, the stable model. **Writes** a dataset, a training run, evaluations, a
+model version and a rollout. **Impact of failure**: the request is marked failed and nothing reaches traffic; the next
+crossing of the threshold, or `hone retrain`, makes a new one. Every task may be cleared and run again.
 
-The schedule only says "look": a message on `hone.retrain.v1` or the clock. The first task re-reads Postgres and claims, or
-skips the rest, so that a lost, late or doubled message changes nothing.
+The schedule only says "look": a message on `hone.retrain.v1` or the clock. The first task re-reads Postgres and claims,
+or skips the rest, so that a lost, late or doubled message changes nothing.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,11 @@ def mark_failed(context: dict[str, Any]) -> None:
     from hone.settings import load_settings
     from training.retrain import fail
 
-    fail(load_settings(), dag_run_id=context["dag_run"].run_id, detail=str(context.get("exception") or "see the task's log"))
+    fail(
+        load_settings(),
+        dag_run_id=context["dag_run"].run_id,
+        detail=str(context.get("exception") or "see the task's log"),
+    )
 
 
 @dag(
@@ -70,21 +74,21 @@ def retrain() -> None:
         return train_run(load_settings(), request_id)
 
     @task
-    def judge(run_id: str) -> str:
+    def judge(training_run: str) -> str:
         """Register the challenger and its gates' verdicts; return the run's id."""
         from hone.settings import load_settings
         from training.retrain import judge as judge_run
 
-        judge_run(load_settings(), run_id)
-        return run_id
+        judge_run(load_settings(), training_run)
+        return training_run
 
     @task
-    def roll_out(run_id: str) -> str | None:
+    def roll_out(training_run: str) -> str | None:
         """Start the rollout of a challenger that passed; return its id, or none."""
         from hone.settings import load_settings
         from training.retrain import start_rollout
 
-        return start_rollout(load_settings(), run_id)
+        return start_rollout(load_settings(), training_run)
 
     roll_out(judge(train(freeze(claim()))))
 

@@ -34,6 +34,8 @@ def main() -> int:
     """Run the demo; return the exit code."""
     argparse.ArgumentParser(prog="make demo", description=__doc__).parse_args()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
     try:
         run(console)
     except KeyboardInterrupt:

@@ -65,7 +65,8 @@ def facts(report: dict[str, Any]) -> str:
     """Return the account of events and the cost in two lines."""
     stored = f"{report['events_stored']:,} stored + {report['dead_letters']:,} dead letters"
     events = f"{report['events_sent']:,} events sent = {stored}"
-    cost = f"{report['demo_seconds']:.0f} s, {report['cpu_seconds']:.0f} CPU seconds, {report['peak_pss_mb'] / 1000:.1f} GB at most"
+    memory = f"{report['peak_pss_mb'] / 1000:.1f} GB at most"
+    cost = f"{report['demo_seconds']:.0f} s, {report['cpu_seconds']:.0f} CPU seconds, {memory}"
     claim = "" if report["broker_is_durable"] else " (in memory: nothing about loss is claimed)"
     return f"{events}; {cost}.\nbroker: {report['broker']}{claim} · airflow: {report['airflow']}"
 
@@ -154,7 +155,8 @@ def page(report: dict[str, Any], chart: bytes) -> str:
         "table{border-collapse:collapse;margin:.6rem 0 1.6rem}td,th{text-align:left;padding:.28rem 1.2rem .28rem 0;"
         "border-bottom:1px solid #e4e6ea;vertical-align:top}img{width:100%}h2{margin-top:2rem;font-size:1.1rem}</style>"
         "<h1>One turn of the loop</h1>"
-        f"<p>{html.escape(facts(report))}</p><img alt='quality, evidence and seconds' src='data:image/png;base64,{image}'>"
+        f"<p>{html.escape(facts(report))}</p>"
+        f"<img alt='quality, evidence and seconds' src='data:image/png;base64,{image}'>"
         f"<h2>Quality</h2>{quality}<h2>Verdicts</h2>{verdicts}<h2>Stages</h2>{stages}</html>"
     )
 

@@ -43,6 +43,7 @@ BAD_RECIPE = {
 }
 """What destroys a model while its training metrics look excellent."""
 OPERATOR = "demo operator"
+ROLLOUT_TIMEOUT_S = 300
 
 
 @dataclass
@@ -146,10 +147,11 @@ def run_traffic(world: World, story: Story, rollout_id: UUID, prefix: str, updat
     """Send ever new people until the rollout has ended by itself; return its last state."""
     watcher = world.watcher
     ended = watch.ended_rollout(rollout_id)
+    deadline = time.monotonic() + ROLLOUT_TIMEOUT_S
 
     def over() -> bool:
         watcher.check()
-        return watcher.read(ended) is not None
+        return watcher.read(ended) is not None or time.monotonic() > deadline
 
     def progress(sent: Sent) -> None:
         if sent.num_turns % 20 == 0:
@@ -173,6 +175,7 @@ class Sometimes:
         self._is_over = False
 
     def __call__(self) -> bool:
+        """Say whether the probe has said yes."""
         if not self._is_over and time.monotonic() > self._next_at:
             self._is_over = self._probe()
             self._next_at = time.monotonic() + 0.25
