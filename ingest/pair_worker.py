@@ -34,6 +34,7 @@ from hone.store.pairs import (
     write_pairs,
 )
 from hone.store.switches import FREEZE, is_on
+from hone.store.tables import DeadLetterRow
 from hone.trigger import Counts, Look, Switches, look
 from ingest.pairing import derive
 from ingest.publish import Outgoing, Publisher
@@ -44,6 +45,8 @@ POLL_S = 0.1
 BACKOFF_S = 1.0
 REMINDER_S = 60.0
 """A request that stays open is announced again: a message may be lost, a level is not."""
+MAX_COPY_BYTES = 900_000
+"""Brokers take messages of 1 MB by default, key and headers included."""
 ORPHAN_AGE = timedelta(minutes=10)
 
 
@@ -61,9 +64,11 @@ class Chore:
         started = time.monotonic()
         if started < self.next_at:
             return
-        self.do(worker)
-        took_s = time.monotonic() - started
-        self.next_at = started + max(self.every_s, took_s / self.share)
+        try:
+            self.do(worker)
+        finally:
+            took_s = time.monotonic() - started
+            self.next_at = started + max(self.every_s, took_s / self.share)
 
 
 @dataclass
@@ -79,8 +84,8 @@ class Worker:
         default_factory=lambda: [
             Chore(watch_trigger, 1.0, 0.05),
             Chore(watch_backlog, 1.0, 0.02),
-            Chore(feed_dead_letters, 1.0, 0.1),
             Chore(watch_orphans, 60.0, 0.01),
+            Chore(feed_dead_letters, 1.0, 0.1),
         ]
     )
 
@@ -201,18 +206,16 @@ def feed_dead_letters(worker: Worker) -> None:
     with worker.sessions.begin() as session:
         letters = take_unpublished(session, datetime.now(UTC))
         if letters:
-            worker.publisher.send(
-                [
-                    Outgoing(
-                        DEAD_LETTER_TOPIC,
-                        letter.key,
-                        letter.body,
-                        {
-                            "reason": letter.reason,
-                            "dead_letter_id": str(letter.dead_letter_id),
-                            "origin": f"{letter.topic}/{letter.partition}/{letter.offset}",
-                        },
-                    )
-                    for letter in letters
-                ]
-            )
+            worker.publisher.send([copy_of(letter) for letter in letters])
+
+
+def copy_of(letter: DeadLetterRow) -> Outgoing:
+    """Return the letter for its topic; a body that no broker would take with these headers stays in the table only."""
+    headers = {
+        "reason": letter.reason,
+        "dead_letter_id": str(letter.dead_letter_id),
+        "origin": f"{letter.topic}/{letter.partition}/{letter.offset}",
+    }
+    if letter.body is not None and len(letter.body) > MAX_COPY_BYTES:
+        return Outgoing(DEAD_LETTER_TOPIC, letter.key, None, {**headers, "body_bytes": str(len(letter.body))})
+    return Outgoing(DEAD_LETTER_TOPIC, letter.key, letter.body, headers)

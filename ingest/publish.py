@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from hone.errors import Retryable
+from hone.errors import HoneError, Retryable
 
 DELIVERY_TIMEOUT_S = 5.0
 
@@ -38,6 +38,7 @@ class Publisher:
 
         Raises:
             Retryable: it did not take at least one of them; others may have arrived.
+            HoneError: a message can never be sent.
         """
         errors: list[str] = []
         num_done = 0
@@ -49,9 +50,12 @@ class Publisher:
                 errors.append(error.str())
 
         for message in messages:
-            self.producer.produce(
-                message.topic, message.body, message.key, headers=message.headers or None, on_delivery=done
-            )
+            try:
+                self.producer.produce(
+                    message.topic, message.body, message.key, headers=message.headers or None, on_delivery=done
+                )
+            except KafkaException as error:
+                raise HoneError(f"{message.topic}: a message cannot be sent ({error.args[0].str()})") from None
         self.producer.flush(DELIVERY_TIMEOUT_S + 1)
         if errors or num_done < len(messages):
             why = errors[0] if errors else f"no answer within {DELIVERY_TIMEOUT_S:g} s"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -173,3 +174,40 @@ def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
     log.send("g", 100)
     log.assert_each_once()
     assert program.process.poll() is None
+
+
+def stored_offsets(sessions: Sessions, server: KafkaServer, group: str, next_offset: int) -> None:
+    """What an earlier life of the group left: every partition at `next_offset`."""
+    with sessions.begin() as session:
+        for topic in (RESPONSES_TOPIC, FEEDBACK_TOPIC):
+            for number in range(NUM_PARTITIONS):
+                row = ConsumerOffsetRow(topic=topic, partition=number, next_offset=next_offset, epoch=1, owner="old")
+                row.consumer_group, row.incarnation = group, server.cluster_id
+                session.add(row)
+
+
+def test_a_stored_offset_beyond_the_topics_end_stops_it(
+    start: Start, log: Log, server: KafkaServer, tmp_path: Path
+) -> None:
+    log.send("h", 10)
+    stored_offsets(log.sessions, server, tmp_path.name, 1_000_000)
+    assert start().process.wait(30) == 1
+    assert count(log.sessions, ResponseRow) == 0
+
+
+def test_messages_that_are_gone_before_they_were_read_stop_it(
+    start: Start, log: Log, server: KafkaServer, tmp_path: Path
+) -> None:
+    """Last in this file: it deletes what the tests above count."""
+    log.send("i", 10)
+    stored_offsets(log.sessions, server, tmp_path.name, 0)
+    admin = AdminClient({"bootstrap.servers": server.bootstrap_servers})
+    for future in admin.delete_records([TopicPartition(RESPONSES_TOPIC, 0, 1)]).values():
+        future.result()
+    assert start().process.wait(30) == 1
+    assert count(log.sessions, ResponseRow) == 0
+
+    (tmp_path / "hone.toml").write_text(f'{CONFIG}consumer_group = "{tmp_path.name}"\non_retention_gap = "continue"\n')
+    program = start()
+    wait_for(lambda: log.num_in_flight() == 0, 60)
+    assert 'hone_ingest_retention_gaps_total{topic="hone.responses.v1"} 1.0' in program.metrics()
