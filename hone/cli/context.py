@@ -1,44 +1,74 @@
-"""What every command needs: settings, a session, and a way to print."""
+"""What every command needs: settings, a session, and the environment of the stack that runs here."""
 
 import getpass
-import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
 import click
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from hone.errors import ConfigError
-from hone.local.stack_state import read_state
+from hone.errors import ConfigError, Conflict, Retryable
+from hone.local.checkout import checkout
 from hone.settings import Settings, load_settings
 from hone.store.engine import make_engine, make_sessions
 
 STATE_FILE = Path("var/run/stack.json")
 ENVIRONMENT_FILE = Path("var/run/stack.env")
+UNDEFINED_TABLE, UNDEFINED_COLUMN = "42P01", "42703"
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 reason_option = click.option("--reason", required=True, help="Why; kept in the audit log.")
 actor_option = click.option("--actor", default=getpass.getuser, help="Who; kept in the audit log. Default: you.")
+limit_option = click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(min=1), help="At most so many."
+)
 
 
 def current_settings() -> Settings:
     """Return the settings of the environment, or of the local stack that runs here where the environment names none."""
-    environ = dict(os.environ)
-    if "HONE_DATABASE_URL" not in environ and ENVIRONMENT_FILE.exists() and read_state(STATE_FILE):
+    if "HONE_DATABASE_URL" not in os.environ and ENVIRONMENT_FILE.exists() and STATE_FILE.exists():
         stored = dict(line.split("=", 1) for line in ENVIRONMENT_FILE.read_text().splitlines() if "=" in line)
-        os.environ.update({name: value for name, value in stored.items() if name not in environ})
+        os.environ.update({name: value for name, value in stored.items() if name not in os.environ})
     return load_settings()
 
 
 @contextmanager
 def transaction(settings: Settings) -> Iterator[Session]:
-    """Give one session in one transaction; commits at the end of the block."""
-    with make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-cli")).begin() as session:
-        yield session
+    """Give one session in one transaction; commits at the end of the block.
+
+    Raises:
+        Retryable: the database does not answer. ConfigError: it lacks hone's tables.
+        Conflict: what the block names does not exist, or it asks for something that makes no sense.
+    """
+    engine = make_engine(settings.database_url, pool_size=1, program="hone-cli")
+    try:
+        with make_sessions(engine).begin() as session:
+            yield session
+    except (OperationalError, ProgrammingError) as error:
+        raise explained(error) from None
+    except (LookupError, ValueError) as error:
+        if type(error) not in (LookupError, ValueError):  # a KeyError is a defect of ours, and keeps its traceback
+            raise
+        raise Conflict(str(error)) from None
+    finally:
+        engine.dispose()
+
+
+def explained(error: DBAPIError) -> Exception:
+    """Return what the driver's error means to a person; a defect of ours comes back as it is."""
+    detail = str(error.orig).strip().splitlines()[0]
+    if getattr(error.orig, "pgcode", None) in (UNDEFINED_TABLE, UNDEFINED_COLUMN):
+        return ConfigError(f"the database lacks this version's tables ({detail}): run `hone migrate`")
+    if isinstance(error, OperationalError):
+        return Retryable(f"the database does not answer ({detail}): `hone up` starts one, or set HONE_DATABASE_URL")
+    return error
 
 
 def utc_now() -> datetime:
@@ -46,31 +76,24 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def show(value: Any, as_json: bool) -> None:
-    """Print a dict as JSON, or its lines."""
-    if as_json:
-        click.echo(json.dumps(value, default=str))
-        return
-    for key, item in value.items():
-        click.echo(f"{key.replace('_', ' '):<22} {item}")
+def read_uuid(text: str, what: str) -> UUID:
+    """Return the id. Raises ConfigError where it is none."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not the id of a {what}: copy it from the list") from None
 
 
-def table(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
-    """Print rows as JSON, or as aligned columns."""
-    if as_json:
-        click.echo(json.dumps(rows, default=str))
-        return
-    if not rows:
-        click.echo(empty)
-        return
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    click.secho("  ".join(f"{key:<{width}}" for key, width in widths.items()), bold=True)
-    for row in rows:
-        click.echo("  ".join(f"{row[key]!s:<{width}}" for key, width in widths.items()))
+def run_program(*words: str) -> None:
+    """Run `python -m …` of the checkout with the current settings, to its end.
 
-
-def existing_file(path: Path) -> Path:
-    """Return `path`, or raise ConfigError naming it."""
-    if not path.is_file():
-        raise ConfigError(f"no file {path}: check the path")
-    return path
+    Raises:
+        ConfigError: this is a wheel without the programs.
+        SystemExit: the program failed; it has said why.
+    """
+    root = checkout()
+    current_settings()
+    path = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH")) if part)
+    code = subprocess.run([sys.executable, "-m", *words], env={**os.environ, "PYTHONPATH": path}).returncode
+    if code:
+        raise SystemExit(code)

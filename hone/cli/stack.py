@@ -13,16 +13,18 @@ from hone.cli.context import (
     current_settings,
     json_option,
     reason_option,
-    table,
     transaction,
     utc_now,
 )
-from hone.cli.doctor import examine
-from hone.local.stack_state import read_state
-from hone.local.stopping import down as stop_stack
+from hone.cli.output import show_json, table
+from hone.cli.overview_text import lines
+from hone.errors import ConfigError
+from hone.local.checkout import checkout
 from hone.store.engine import migrate as migrate_schema
 from hone.store.overview import overview
 from hone.store.switches import set_switch
+
+DEMO_STATE_FILE = Path("var/demo/stack.json")
 
 
 @click.command()
@@ -30,7 +32,13 @@ from hone.store.switches import set_switch
 @click.option("--config", type=click.Path(path_type=Path), default=Path("configs/hone.toml"), show_default=True)
 @click.option("--airflow/--no-airflow", default=True, show_default=True, help="The four Airflow components and the UI.")
 def up(mode: str, config: Path, airflow: bool) -> None:
-    """Start the whole stack here and leave it running; `hone down` stops it."""
+    """Start the whole stack here and leave it running; `hone down` stops it.
+
+    It only observes (collects, shows pairs, trains nothing, touches no traffic) unless --mode active is given. Its
+    addresses and keys are kept in var/run/stack.env, where later commands in this folder find them.
+    """
+    checkout()
+    require_local()
     from hone.local.up import start_stack
 
     start_stack(mode=mode, config=config, with_airflow=airflow, say=click.echo)
@@ -39,9 +47,20 @@ def up(mode: str, config: Path, airflow: bool) -> None:
 @click.command()
 def down() -> None:
     """Stop what `hone up` or an interrupted demo left; data stays."""
-    stopped = [name for path in (STATE_FILE, Path("var/demo/stack.json")) for name in stop_stack(path)]
+    require_local()
+    from hone.local.stopping import down as stop_stack
+
+    stopped = [name for path in (STATE_FILE, DEMO_STATE_FILE) for name in stop_stack(path)]
     ENVIRONMENT_FILE.unlink(missing_ok=True)
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def require_local() -> None:
+    """Raise ConfigError where the parts of the local stack are not installed (a bare wheel)."""
+    try:
+        import psutil  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError("the local stack is not installed: pip install 'hone[local]', and use a checkout") from None
 
 
 @click.command()
@@ -49,31 +68,33 @@ def down() -> None:
 def status(as_json: bool) -> None:
     """Show each part and its health, how far the next retraining is, and the live rollout."""
     settings = current_settings()
-    parts = part_rows()
+    parts, now = part_rows(), utc_now()
+    if not as_json:
+        table(parts, False, "no local stack runs here (`hone up` starts one)")
+        click.echo()
     with transaction(settings) as session:
-        facts = overview(session, settings, utc_now())
+        facts = overview(session, settings, now)
     if as_json:
-        table([{"parts": parts, **facts}], as_json, "")
-        return
-    table(parts, False, "no local stack here (`hone up` starts one)")
-    click.echo()
-    for name, value in facts.items():
-        click.echo(f"{name.replace('_', ' '):<14} {value}")
+        show_json({"parts": parts, **facts})
+    else:
+        click.echo("\n".join(lines(facts, now)))
 
 
 def part_rows() -> list[dict[str, Any]]:
     """Return one row for each program of the local stack: name, health, address, log."""
-    state = read_state(STATE_FILE)
-    if state is None:
+    if not STATE_FILE.exists():
         return []
+    from hone.local.stack_state import read_state
+
+    state = read_state(STATE_FILE)
     return [
         {
             "part": program.name,
             "health": health(program.health_url) if program.process.find() else "dead",
-            "address": program.address or "-",
+            "address": program.address,
             "log": program.log,
         }
-        for program in state.programs
+        for program in (state.programs if state else ())
     ]
 
 
@@ -91,7 +112,12 @@ def health(url: str) -> str:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check this machine and the configuration; every problem comes with its remedy. Exit code 1 if any."""
+    """Check this machine and the configuration; every problem comes with its remedy.
+
+    Exit code 1 if there is any problem.
+    """
+    from hone.cli.doctor import examine
+
     findings = examine()
     table(findings, as_json, "")
     if any(row["state"] == "problem" for row in findings):
@@ -101,8 +127,7 @@ def doctor(as_json: bool) -> None:
 @click.command()
 def migrate() -> None:
     """Bring the database schema to this version; safe to run from many places at once."""
-    settings = current_settings()
-    migrate_schema(settings.database_url)
+    migrate_schema(current_settings().database_url)
     click.echo("the schema is up to date")
 
 

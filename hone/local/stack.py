@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hone.errors import ConfigError
 from hone.local.broker import Broker
 from hone.local.broker_choice import start_broker
+from hone.local.checkout import checkout as checkout
 from hone.local.ports import free_ports
 from hone.local.postgres import PostgresServer, start_postgres
 from hone.local.processes import Program, Supervisor
@@ -56,18 +56,6 @@ class Place:
     def logs(self) -> Path:
         """Return the folder with one log for each program."""
         return self.data / "logs"
-
-
-def checkout() -> Path:
-    """Return the checkout that this library runs from.
-
-    Raises:
-        ConfigError: it runs from an installed wheel, which holds no programs.
-    """
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "serving").is_dir():
-        raise ConfigError("this command starts programs that only a checkout or a hone image holds: run it there")
-    return root
 
 
 def start_database(supervisor: Supervisor, place: Place) -> PostgresServer:

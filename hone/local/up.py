@@ -10,12 +10,12 @@ from sqlalchemy import select
 from hone.errors import ConfigError
 from hone.local.airflow import airflow_environment, airflow_programs, prepare_airflow
 from hone.local.broker import Broker
+from hone.local.checkout import checkout
 from hone.local.ports import require_free
 from hone.local.processes import Supervisor
 from hone.local.stack import (
     Place,
     Ports,
-    checkout,
     hone_programs,
     program_environment,
     start_database,

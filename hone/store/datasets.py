@@ -207,7 +207,7 @@ def pair_candidates(session: Session, watermark: int | None) -> list[Candidate]:
     if watermark is not None:
         statement = statement.where(pair.rev <= watermark)
     events = events_by_answer(session)
-    return [candidate_of(*row._tuple(), events) for row in session.execute(statement)]
+    return [candidate_of(*row, events) for row in session.execute(statement)]
 
 
 def candidate_of(

@@ -1,0 +1,219 @@
+"""Commands of feedback and data: pairs, dead-letters, import-pairs, replay, erase-user, keys."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from hone.cli.context import (
+    actor_option,
+    current_settings,
+    json_option,
+    limit_option,
+    reason_option,
+    run_program,
+    transaction,
+    utc_now,
+)
+from hone.cli.output import facts, show_json, table, working
+from hone.cli.replay import replay
+from hone.datasets import FreezePolicy
+from hone.errors import ConfigError
+from hone.ids import user_id
+from hone.settings import Settings
+from hone.store.audit import append_audit
+from hone.store.datasets import get_dataset
+from hone.store.datasets import import_pairs as store_pairs
+from hone.store.dead_letters import count_dead_letters, get_dead_letter, list_dead_letters
+from hone.store.erasure import erase_user as forget
+from hone.store.keys import Scope, create_key, revoke_key
+from hone.store.listing import list_keys
+from hone.store.overview import count_pairs, newest_pairs
+
+file_argument = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@limit_option
+@json_option
+def pairs(limit: int, as_json: bool) -> None:
+    """Count the preference pairs by source, and show the newest."""
+    with transaction(current_settings()) as session:
+        counts, newest = count_pairs(session), newest_pairs(session, limit)
+    if as_json:
+        return show_json({"sources": counts, "newest": newest})
+    table(counts, False, "no pair yet: pairs follow from feedback on two answers to the same turn, or from edits")
+    if newest:
+        click.echo()
+        table(newest, False, "")
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """Messages that could not become rows: list, show, replay."""
+
+
+@dead_letters.command(name="list")
+@click.option("--id-only", is_flag=True, help="Only the ids, one a line.")
+@click.option("--reason", help="Only those of this reason.")
+@click.option("--waiting", is_flag=True, help="Only those that nobody replayed.")
+@limit_option
+@json_option
+def dead_letters_list(id_only: bool, reason: str | None, waiting: bool, limit: int, as_json: bool) -> None:
+    """List the newest dead letters, and count all by reason."""
+    names = ("dead_letter_id", "reason", "detail", "topic", "partition", "offset", "created_at", "replayed_at")
+    with transaction(current_settings()) as session:
+        letters = list_dead_letters(session, reason=reason, waiting_only=waiting, limit=limit)
+        rows = [{name: getattr(letter, name) for name in names} for letter in letters]
+        counts = count_dead_letters(session)
+    if id_only:
+        return click.echo("\n".join(str(row["dead_letter_id"]) for row in rows))
+    if as_json:
+        return show_json({"by_reason": counts, "newest": rows})
+    table([{**row, "detail": row["detail"][:60]} for row in rows], False, "no dead letter")
+    if counts:
+        click.echo("\nin all: " + ", ".join(f"{number} {name}" for name, number in sorted(counts.items())))
+
+
+@dead_letters.command(name="show")
+@click.argument("dead_letter_id", type=int)
+@json_option
+def dead_letters_show(dead_letter_id: int, as_json: bool) -> None:
+    """Show one dead letter with its message."""
+    with transaction(current_settings()) as session:
+        letter = get_dead_letter(session, dead_letter_id)
+    names = ("dead_letter_id", "reason", "detail", "topic", "partition", "offset", "created_at", "replayed_at")
+    found = {name: getattr(letter, name) for name in names}
+    body = (letter.body or b"").decode("utf-8", "backslashreplace")
+    if as_json:
+        return show_json({**found, "body": body})
+    facts(found)
+    click.echo()
+    click.echo(pretty(body))
+
+
+def pretty(body: str) -> str:
+    """Return JSON indented, and anything else as it is."""
+    try:
+        return msgspec.json.format(body, indent=2)
+    except msgspec.DecodeError:
+        return body
+
+
+@dead_letters.command(name="replay")
+@click.argument("dead_letter_ids", type=int, nargs=-1, required=True)
+@click.option("--fixed", type=file_argument, help="File with the repaired message, for one id.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be sent.")
+def dead_letters_replay(dead_letter_ids: tuple[int, ...], fixed: Path | None, dry_run: bool) -> None:
+    """Send dead letters back to their topic, as they are or repaired; needs the checkout.
+
+    A message that ingest would refuse again is not sent. Sending one twice stores it once.
+    """
+    words = [word for number in dead_letter_ids for word in ("--id", str(number))]
+    words += ["--fixed", str(fixed)] if fixed else []
+    run_program("ingest", "replay-dead-letters", *words, *(["--dry-run"] if dry_run else []))
+
+
+@click.command(name="import-pairs")
+@click.argument("file", type=file_argument)
+@click.option("--label", required=True, help="Name of the import; it stands in every row's source.")
+@actor_option
+@json_option
+def import_pairs(file: Path, label: str, actor: str, as_json: bool) -> None:
+    """Freeze an offline file of preference pairs as a dataset.
+
+    One JSON object a line: {id, prompt, chosen, rejected, license}. What is not permissive is left out, and so is what
+    is near a prompt that feedback holds out. The same file and label give the same dataset.
+    """
+    settings = current_settings()
+    policy = FreezePolicy(dev_share=settings.trigger.dev_share, test_share=settings.trigger.test_share)
+    with working(f"reading {file.name} …"), transaction(settings) as session:
+        dataset_id = store_pairs(session, file, label, policy)
+        row = get_dataset(session, dataset_id)
+        detail = {"label": label, "train": row.num_train, "dev": row.num_dev, "test": row.num_test}
+        append_audit(session, actor, "dataset.import", f"dataset:{dataset_id}", str(file), detail, utc_now())
+    left_out = {name: n["in"] - n["out"] for name, n in row.manifest["filters"].items() if n["in"] > n["out"]}
+    facts({"dataset_id": dataset_id, **detail, "left_out": left_out}, as_json)
+    if not as_json:
+        click.echo(f"\ntrain on it: hone retrain --dataset {dataset_id} --reason …")
+
+
+@click.command(name="erase-user")
+@click.argument("user")
+@click.option("--yes", is_flag=True, help="Do it. Without this the counts are shown and nothing is changed.")
+@reason_option
+@actor_option
+@json_option
+def erase_user(user: str, yes: bool, reason: str, actor: str, as_json: bool) -> None:
+    """Forget a person: texts, feedback, pairs, dataset rows; models are marked.
+
+    USER is the name that your app sends. Without --yes the same work is done and undone, so that the counts are exact.
+    """
+    settings, now = current_settings(), utc_now()
+    found = user_id(identity_key(settings), user)
+    with transaction(settings) as session:
+        counts = forget(session, found, actor=actor, now=now)
+        append_audit(session, actor, "user.erase.reason", f"user:{found}", reason, {}, now)
+        if not yes:
+            session.rollback()
+    if as_json:
+        return show_json({"user_id": found, "erased": yes, "counts": counts})
+    facts(counts)
+    click.echo(
+        "\nerased; Kafka keeps its copies until their retention ends" if yes else "\nnothing was changed: add --yes"
+    )
+
+
+def identity_key(settings: Settings) -> bytes:
+    """Return the key of the pseudonyms. Raises ConfigError where it is not set or not hex."""
+    try:
+        key = bytes.fromhex(settings.identity_key.get_secret_value())
+    except ValueError:
+        key = b""
+    if not key:
+        raise ConfigError("identity_key is not set in hex: set HONE_IDENTITY_KEY to the gateway's, or nobody is found")
+    return key
+
+
+@click.group()
+def keys() -> None:
+    """Keys of the HTTP API: create, list, revoke."""
+
+
+@keys.command(name="create")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice([s.value for s in Scope]))
+@actor_option
+@json_option
+def keys_create(name: str, scopes: tuple[str, ...], actor: str, as_json: bool) -> None:
+    """Make a key and show it, once: only its hash is stored."""
+    with transaction(current_settings()) as session:
+        key = create_key(session, name, frozenset(map(Scope, scopes)))
+        append_audit(session, actor, "key.create", f"key:{name}", "", {"scopes": sorted(scopes)}, utc_now())
+    if as_json:
+        return show_json({"name": name, "scopes": sorted(scopes), "key": key})
+    click.echo(key)
+    click.echo("keep it now: nobody can show it again", err=True)
+
+
+@keys.command(name="list")
+@json_option
+def keys_list(as_json: bool) -> None:
+    """List the keys by their first characters."""
+    with transaction(current_settings()) as session:
+        table(list_keys(session), as_json, "no key yet: `hone keys create NAME --scope chat --scope feedback`")
+
+
+@keys.command(name="revoke")
+@click.argument("prefix")
+@reason_option
+@actor_option
+def keys_revoke(prefix: str, reason: str, actor: str) -> None:
+    """Revoke the one live key that begins with PREFIX; gateways notice within seconds."""
+    with transaction(current_settings()) as session:
+        name = revoke_key(session, prefix, utc_now())
+        append_audit(session, actor, "key.revoke", f"key:{name}", reason, {"prefix": prefix[:12]}, utc_now())
+    click.echo(f"key {name} is revoked")
+
+
+commands = (pairs, dead_letters, import_pairs, replay, erase_user, keys)

@@ -1,0 +1,118 @@
+"""The overview in words: a few lines, the most asked first. Pure."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from hone.cli.output import duration
+
+Facts = Mapping[str, Any]
+WIDTH = 12
+
+
+def lines(facts: Facts, now: datetime) -> list[str]:
+    """Return the lines of `hone status` below the parts."""
+    rows = [
+        ("mode", mode_text(facts["mode"])),
+        ("freeze", freeze_text(facts["freeze"])),
+        ("retraining", trigger_text(facts["pairs"])),
+        *(("request", request_text(request, now)) for request in facts["requests"]),
+        ("last run", run_text(facts["last_run"])),
+        ("stable", stable_text(facts["stable"])),
+        *rollout_rows(facts["rollout"], facts["last_rollout"], now),
+        ("backlog", backlog_text(facts["dirty_turns"], facts["dead_letters"])),
+    ]
+    return [f"{name:<{WIDTH}}{text}" for name, text in rows if text]
+
+
+def mode_text(mode: str) -> str:
+    """Say what the mode means."""
+    return "active" if mode == "active" else "observe (collects and reports; trains nothing, touches no traffic)"
+
+
+def freeze_text(freeze: Facts | None) -> str:
+    """Say who froze the platform and why; nothing where nobody did."""
+    if freeze is None:
+        return ""
+    return f"FROZEN since {freeze['since']:%Y-%m-%d %H:%M} by {freeze['actor']}: {freeze['reason']}"
+
+
+def trigger_text(pairs: Facts) -> str:
+    """Say how far the next retraining is."""
+    if not pairs["missing"]:
+        return str(pairs["reason"])
+    eta = pairs["eta_s"]
+    to_go = "no new ones in the last hour" if eta is None else f"about {duration(eta)} to go"
+    return f"{pairs['missing']} pairs short ({pairs['num_pairs']} of {pairs['min_pairs']}), {to_go}"
+
+
+def request_text(request: Facts, now: datetime) -> str:
+    """Say that a request waits, or who works on it."""
+    age = duration((now - request["created_at"]).total_seconds())
+    by = f" by {request['dag_run_id']}" if request["dag_run_id"] else ""
+    return f"{request['status']}{by} for {age} · {request['method']} · {request['reason']}"
+
+
+def run_text(run: Facts | None) -> str:
+    """Say how the last run ended and what the gates said."""
+    if run is None:
+        return "none yet"
+    head = f"{run['run_id']} {run['status']}"
+    if run["finished_at"]:
+        head += f" in {duration((run['finished_at'] - run['started_at']).total_seconds())}"
+    if run["detail"]:
+        head += f" · {run['detail'].splitlines()[0]}"
+    if run["model_version"]:
+        head += f" · {run['model_version']} {run['model_status']}"
+    held = [f"{gate['gate']} {gate['verdict']}: {gate['reason']}" for gate in run["gates"] if gate["verdict"] != "pass"]
+    return " · ".join([head, *held])
+
+
+def stable_text(stable: Facts | None) -> str:
+    """Say which model serves."""
+    if stable is None:
+        return "no model yet: `hone models add DIR --stable`"
+    erased = " · trained on somebody who was erased since: retrain" if stable["contains_erased"] else ""
+    return f"{stable['model_version']} since {stable['since']:%Y-%m-%d %H:%M}{erased}"
+
+
+def rollout_rows(live: Facts | None, last: Facts | None, now: datetime) -> list[tuple[str, str]]:
+    """Return the lines of the live rollout, else one of the last."""
+    if live is None and last is None:
+        return [("rollout", "none yet")]
+    if live is None:
+        assert last is not None
+        return [("rollout", f"none live; the last, of {last['canary']}, was {last['phase']}: {last['reason']}")]
+    return [("rollout", place_text(live, now)), ("evidence", evidence_text(live))]
+
+
+def place_text(rollout: Facts, now: datetime) -> str:
+    """Say which model meets how much traffic, and since when."""
+    age = duration((now - rollout["stage_started_at"]).total_seconds())
+    force = "" if rollout["in_force"] else " (not yet in force everywhere)"
+    stage = f"stage {rollout['stage'] + 1} of {rollout['num_stages']}"
+    return f"{rollout['canary']} {rollout['phase']} at {rollout['weight']:.0%}, {stage} for {age}{force}"
+
+
+def evidence_text(rollout: Facts) -> str:
+    """Say how far the sequential test is."""
+    e_value = rollout["e_value"]
+    if not rollout["num_pairs"] or e_value is None:
+        return f"no pair of users closed yet; promoted at an e-value of {rollout['e_target']:.0f}"
+    effect = "" if rollout["effect"] is None else f", canary {rollout['effect']:+.1%}"
+    span = f" ({rollout['effect_low']:+.1%} to {rollout['effect_high']:+.1%})" if effect else ""
+    return (
+        f"e-value {e_value:.3g} of {rollout['e_target']:.0f} after {rollout['num_pairs']} pairs of users "
+        f"(at most {rollout['horizon_pairs']}){effect}{span}"
+    )
+
+
+def backlog_text(dirty: Facts, dead: Mapping[str, int]) -> str:
+    """Say what waits, and what was refused; nothing where all is done."""
+    parts = []
+    if dirty["num"]:
+        parts.append(f"{dirty['num']} turns wait for the pair worker, the oldest for {duration(dirty['oldest_s'])}")
+    if dead:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(dead.items()))
+        parts.append(f"dead letters: {reasons} (`hone dead-letters list`)")
+    return " · ".join(parts)

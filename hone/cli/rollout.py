@@ -1,0 +1,258 @@
+"""Commands of live traffic: rollout plan, start, list, status, pause, resume, promote, rollback."""
+
+import time
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+from sqlalchemy.orm import Session
+
+from hone.cli.breakglass import break_glass
+from hone.cli.context import (
+    actor_option,
+    current_settings,
+    json_option,
+    limit_option,
+    read_uuid,
+    reason_option,
+    transaction,
+    utc_now,
+)
+from hone.cli.output import duration, show_json, table, working
+from hone.cli.overview_text import evidence_text, place_text
+from hone.errors import ConfigError, Conflict
+from hone.rollout import FINAL, Action, Policy, parse_policy
+from hone.rollout_plan import days_to_decide
+from hone.settings import Settings, read_toml
+from hone.store.audit import append_audit
+from hone.store.models import stable_model
+from hone.store.overview import describe_rollout, goal_traffic
+from hone.store.rollouts import (
+    create_rollout,
+    get_rollout,
+    list_rollouts,
+    list_transitions,
+    live_rollout,
+    request_action,
+)
+from hone.store.tables import RolloutRow
+
+LIFTS = (0.02, 0.05, 0.10)
+TRAFFIC_WINDOW = timedelta(days=7)
+WATCH_INTERVAL_S = 2.0
+
+rollout_argument = click.argument("rollout_id", required=False)
+
+
+@click.group()
+def rollout() -> None:
+    """Rollouts: plan, start, list, status, pause, resume, promote, rollback."""
+
+
+@rollout.command()
+@click.option("--policy", type=click.Path(path_type=Path), help="Default: [rollout] policy.")
+@click.option("--lift", "lifts", type=float, multiple=True, help="True advantage of the canary; default .02 .05 .10.")
+@click.option("--users-per-day", type=float, help="Users a day who rate; default: those of the last 7 days.")
+@click.option("--base-rate", type=float, help="Mean outcome of stable, 0 to 1; default: that of the last 7 days.")
+@json_option
+def plan(
+    policy: Path | None, lifts: tuple[float, ...], users_per_day: float | None, base_rate: float | None, as_json: bool
+) -> None:
+    """Say how many days a rollout will take at today's traffic, by simulating its own test."""
+    settings = current_settings()
+    rules = parse_policy(read_toml(policy or settings.rollout.policy))
+    users, rate = traffic(settings, rules, users_per_day, base_rate)
+    with working("simulating rollouts …"):
+        rows = [forecast(rules, users, rate, lift) for lift in lifts or LIFTS if 0 <= rate + lift <= 1]
+    if as_json:
+        return show_json({"users_per_day": users, "base_rate": rate, "goal": rules.goal, "forecasts": rows})
+    click.echo(f"{users:.4g} users a day rate {rules.goal}, mean {rate:.3f}; undecided after ")
+    click.echo(f"{rules.horizon_pairs} pairs of users or {duration(rules.horizon_s)}: rolled back\n")
+    table([plan_row(row) for row in rows], False, "a canary cannot be better than a mean of 1")
+
+
+def traffic(
+    settings: Settings, rules: Policy, users_per_day: float | None, base_rate: float | None
+) -> tuple[float, float]:
+    """Return users a day and stable's mean: as given, else as stored.
+
+    Raises:
+        ConfigError: nobody has rated yet, and the options do not say what to expect.
+    """
+    users, rate = users_per_day, base_rate
+    if users is None or rate is None:
+        with transaction(settings) as session:
+            seen, mean = goal_traffic(session, rules.goal, TRAFFIC_WINDOW, utc_now())
+        users, rate = users if users is not None else seen, rate if rate is not None else mean
+    if not users or rate is None:
+        raise ConfigError(f"nobody rated {rules.goal} in the last 7 days: give --users-per-day and --base-rate")
+    if users < 0 or not 0 <= rate <= 1:
+        raise ConfigError(f"--users-per-day {users} and --base-rate {rate}: give a number above 0 and a share, 0 to 1")
+    return users, rate
+
+
+def forecast(rules: Policy, users: float, rate: float, lift: float) -> dict[str, Any]:
+    """Return the forecast for one true lift."""
+    return asdict(days_to_decide(rules, rated_users_per_day=users, lift=lift, base_rate=rate))
+
+
+def plan_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a forecast in words."""
+    days = {name: duration(row[key] * 86_400) if row[key] else "too rarely" for name, key in PLAN_DAYS.items()}
+    return {"true_lift": f"{row['lift']:+.0%}", "promoted": f"{row['promoted_share']:.0%}", **days}
+
+
+PLAN_DAYS = {"half_of_them_within": "median_days", "80_%_within": "p80_days"}
+
+
+@rollout.command()
+@click.argument("version")
+@click.option("--policy", type=click.Path(path_type=Path), help="Default: [rollout] policy.")
+@reason_option
+@actor_option
+def start(version: str, policy: Path | None, reason: str, actor: str) -> None:
+    """Start the rollout of a version that passed its gates (or was overridden) against the stable one."""
+    settings, now = current_settings(), utc_now()
+    with transaction(settings) as session:
+        rollout_id = create_rollout(
+            session,
+            canary_version=version,
+            stable_version=stable_model(session).model_version,
+            policy=read_toml(policy or settings.rollout.policy),
+            started_by=actor,
+            now=now,
+        )
+        append_audit(session, actor, "rollout.start", f"rollout:{rollout_id}", reason, {"canary": version}, now)
+    click.echo(f"rollout {rollout_id} of {version} is created; the controller takes it from here")
+    if settings.mode != "active":
+        click.echo(f"mode is {settings.mode}: it gets no traffic before HONE_MODE=active", err=True)
+
+
+@rollout.command(name="list")
+@limit_option
+@json_option
+def list_(limit: int, as_json: bool) -> None:
+    """List rollouts, the newest first."""
+    names = ("rollout_id", "canary_version", "phase", "stage", "weight", "created_at", "ended_at", "reason")
+    with transaction(current_settings()) as session:
+        rows = [{name: getattr(row, name) for name in names} for row in list_rollouts(session, limit=limit)]
+    table(rows, as_json, "no rollout yet")
+
+
+@rollout.command()
+@rollout_argument
+@click.option("--watch", is_flag=True, help="Look again every two seconds, until the rollout has ended.")
+@json_option
+def status(rollout_id: str | None, watch: bool, as_json: bool) -> None:
+    """Show a rollout's place, evidence and transitions; default: the live one, else the last."""
+    settings = current_settings()
+    shown: object = None
+    while True:
+        with transaction(settings) as session:
+            found = describe_with_history(session, rollout_id)
+        text = "\n".join(status_lines(found))
+        if text != shown:
+            show_json(found) if as_json else click.echo(text + "\n" if watch else text)
+        shown = text
+        if not watch or found["phase"] in FINAL:
+            return
+        time.sleep(WATCH_INTERVAL_S)
+
+
+def describe_with_history(session: Session, rollout_id: str | None) -> dict[str, Any]:
+    """Return a rollout with its transitions. Raises Conflict where there is none."""
+    if rollout_id is not None:
+        row: RolloutRow | None = get_rollout(session, read_uuid(rollout_id, "rollout"))
+    else:
+        row = live_rollout(session) or next(iter(list_rollouts(session, limit=1)), None)
+    if row is None:
+        raise Conflict("no rollout yet: `hone rollout start VERSION`, or wait for a retraining")
+    names = ("epoch", "created_at", "from_phase", "to_phase", "stage", "weight", "actor", "reason")
+    history = [{name: getattr(t, name) for name in names} for t in list_transitions(session, row.rollout_id)]
+    return {**(describe_rollout(row) or {}), "transitions": history}
+
+
+def status_lines(found: dict[str, Any]) -> list[str]:
+    """Return a rollout in words."""
+    last = [found["ended_at"]] if found["ended_at"] else []
+    lines = [f"rollout   {found['rollout_id']}", f"place     {place_text(found, *(last or [utc_now()]))}"]
+    lines += [f"evidence  {evidence_text(found)}", f"stable    {found['stable']}", ""]
+    for change in found["transitions"]:
+        lines.append(
+            f"{change['created_at']:%H:%M:%S}  {change['from_phase']} → {change['to_phase']} at {change['weight']:.0%}"
+            f" · {change['actor']}: {change['reason']}"
+        )
+    return lines
+
+
+def act(rollout_id: str | None, action: Action, actor: str, reason: str) -> None:
+    """Do what a person asks of the rollout, or of the live one."""
+    with transaction(current_settings()) as session:
+        found = find(session, rollout_id)
+        request_action(session, found, action, actor=actor, reason=reason, now=utc_now())
+    click.echo(f"rollout {found}: {action} is written; the controller carries it out within seconds")
+
+
+def find(session: Session, rollout_id: str | None) -> UUID:
+    """Return the id that was given, or that of the live rollout. Raises Conflict where none is live."""
+    if rollout_id is not None:
+        return read_uuid(rollout_id, "rollout")
+    live = live_rollout(session)
+    if live is None:
+        raise Conflict("no rollout is live: `hone rollout list` shows those that have ended")
+    return live.rollout_id
+
+
+@rollout.command()
+@rollout_argument
+@reason_option
+@actor_option
+def pause(rollout_id: str | None, reason: str, actor: str) -> None:
+    """Hold the canary's weight; only safety moves it, downwards."""
+    act(rollout_id, Action.PAUSE, actor, reason)
+
+
+@rollout.command()
+@rollout_argument
+@reason_option
+@actor_option
+def resume(rollout_id: str | None, reason: str, actor: str) -> None:
+    """Let a paused rollout go on."""
+    act(rollout_id, Action.RESUME, actor, reason)
+
+
+@rollout.command()
+@rollout_argument
+@reason_option
+@actor_option
+def promote(rollout_id: str | None, reason: str, actor: str) -> None:
+    """Make the canary stable now, without waiting for the test."""
+    act(rollout_id, Action.PROMOTE, actor, reason)
+
+
+@rollout.command()
+@rollout_argument
+@click.option("--break-glass", "glass", is_flag=True, help="Straight to every router; needs no database.")
+@reason_option
+@actor_option
+def rollback(rollout_id: str | None, glass: bool, reason: str, actor: str) -> None:
+    """Take the canary out of traffic.
+
+    With --break-glass the order goes over HTTP to every router (HONE_ROUTER_URLS, else HONE_GATEWAY_URL), wins over
+    every plan and is remembered there for ever; the database hears of it from the controller. It needs HONE_ADMIN_KEY.
+    """
+    if not glass:
+        return act(rollout_id, Action.ROLLBACK, actor, reason)
+    given = read_uuid(rollout_id, "rollout") if rollout_id else None
+    results = break_glass(current_settings(), given, f"{actor}: {reason}")
+    table([asdict(result) for result in results], False, "")
+    if not all(result.done for result in results):
+        raise Conflict(
+            "not every router has it: repeat for those that failed; their canary ends when their plan expires"
+        )
+
+
+commands = (rollout,)
