@@ -42,6 +42,8 @@ def days_to_decide(
 ) -> Forecast:
     """Return how often and how soon a canary that is better by `lift` is promoted at this much traffic.
 
+    A promotion that would come after the policy's horizon in time counts as none.
+
     Args:
         rated_users_per_day: different users a day who give the goal's outcome, in both arms together.
         lift: canary's mean outcome minus stable's, -1 to 1.
@@ -53,9 +55,11 @@ def days_to_decide(
     if rated_users_per_day <= 0:
         raise ValueError(f"rated_users_per_day = {rated_users_per_day}: without votes nothing can be decided")
     outcomes = simulate(policy, lift=lift, base_rate=base_rate, runs=runs, seed=seed)
-    days = np.sort([days_of(policy, int(n), rated_users_per_day) for n in outcomes.num_canary_users[outcomes.promoted]])
-    users = np.sort(outcomes.num_canary_users[outcomes.promoted])
-    share = float(outcomes.promoted.mean())
+    promoted = outcomes.num_canary_users[outcomes.promoted]
+    all_days = np.array([days_of(policy, int(users), rated_users_per_day) for users in promoted])
+    in_time = all_days * 86_400 <= policy.horizon_s
+    days, users = np.sort(all_days[in_time]), np.sort(promoted[in_time])
+    share = len(days) / runs
     return Forecast(
         lift=lift,
         promoted_share=share,

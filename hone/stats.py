@@ -19,6 +19,8 @@ LAMBDAS: Floats = np.geomspace(0.01, 0.5, 13)
 """Sizes of the bets; the wealth is the mean over them, so none has to be chosen beforehand."""
 EFFECT_GRID: Floats = np.linspace(-1.0, 1.0, 81)
 """Effects that the confidence sequence tests, 2.5 points apart."""
+CHUNK = 256
+"""Values that are bet on at once; it bounds the memory of a replay."""
 ODDS_RATIOS: Floats = np.array([0.5, 2 / 3, 5 / 6, 10 / 11, 1.1, 1.2, 1.5, 2.0])
 """Deviations of the odds of an arm that the sample-ratio test bets on."""
 
@@ -49,11 +51,12 @@ class Bets:
         x = np.atleast_1d(np.asarray(values, dtype=np.float64))
         if not np.all(np.abs(x) <= 1.0):
             raise ValueError(f"differences must lie in [-1, 1], got {x[~(np.abs(x) <= 1.0)][:3]}: rescale the outcomes")
-        edge = (x[:, None] - self.nulls) / (1.0 + np.abs(self.nulls))
-        gains = np.log1p(edge[:, :, None] * LAMBDAS)
-        return Bets(
-            self.nulls, np.cumsum(np.concatenate([self.log_by_size[None], gains]), axis=0)[-1], self.num + len(x)
-        )
+        logs = self.log_by_size
+        for part in np.split(x, range(CHUNK, len(x), CHUNK)):
+            edge = (part[:, None] - self.nulls) / (1.0 + np.abs(self.nulls))
+            gains = np.log1p(edge[:, :, None] * LAMBDAS)
+            logs = np.cumsum(np.concatenate([logs[None], gains]), axis=0)[-1]
+        return Bets(self.nulls, logs, self.num + len(x))
 
     def log_wealth(self) -> Floats:
         """Return the log of the mean wealth over bet sizes, one for each null."""

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid5
@@ -174,6 +175,32 @@ def test_the_applied_epoch_is_marked_once_and_only_for_the_epoch_in_force(sessio
     assert list_transitions(session, rollout_id)[0].applied_at == at(2)
     assert get_rollout(session, rollout_id).applied_epoch == 1
     assert count_transitions(session) == 1
+
+
+def test_writers_at_once_make_one_rollout_and_one_transition(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        add_models(session)
+
+    def start(_: int) -> UUID | None:
+        try:
+            with sessions.begin() as session:
+                return start_rollout(session)
+        except Conflict:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        (rollout_id,) = (found for found in pool.map(start, range(4)) if found)
+
+        def move(_: int) -> int | None:
+            try:
+                with sessions.begin() as session:
+                    return enter_canary(session, rollout_id)
+            except Conflict:
+                return None
+
+        assert sorted(pool.map(move, range(4)), key=str) == [1, None, None, None]
+    with sessions() as session:
+        assert [row.epoch for row in list_transitions(session, rollout_id)] == [1]
 
 
 # What people ask -----------------------------------------------------------------------------------------------------

@@ -68,6 +68,11 @@ def test_more_traffic_decides_sooner_and_too_small_a_lift_has_no_median() -> Non
     assert small.promoted_share < 0.3
 
 
+def test_a_promotion_after_the_horizon_in_time_counts_as_none() -> None:
+    late = days_to_decide(policy("rollout.toml"), rated_users_per_day=500, lift=0.1, base_rate=0.6, runs=50)
+    assert (late.promoted_share, late.median_days, late.median_canary_users) == (0.0, None, None)
+
+
 def test_wrong_rates_are_refused() -> None:
     with pytest.raises(ValueError, match="without votes"):
         days_to_decide(policy("rollout.toml"), rated_users_per_day=0, lift=0.1, base_rate=0.5)
