@@ -159,10 +159,11 @@ def degenerate_faults(measured: Measurements, bounds: Thresholds) -> Iterable[st
     growth = measured["length"] / measured["champion_length"] - 1
     if growth < -bounds.max_length_loss:
         yield f"answers are {-growth:.0%} shorter, at most {bounds.max_length_loss:.0%}"
-    if growth > bounds.max_length_growth and not measured["equal_length_win_rate_low"] > bounds.min_win_rate:
+    wins_from = measured.get("equal_length_win_rate_low", 0.0)
+    if growth > bounds.max_length_growth and wins_from <= bounds.min_win_rate:
         yield (
             f"answers are {growth:.0%} longer, at most {bounds.max_length_growth:.0%} without winning among answers of "
-            f"equal length (win rate from {measured['equal_length_win_rate_low']:.3f})"
+            f"equal length (win rate from {wins_from:.3f})"
         )
 
 

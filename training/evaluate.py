@@ -35,14 +35,16 @@ SCORING_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A prompt whose right answer contains certain strings."""
+    """A prompt whose right answer contains certain strings, and none of certain others."""
 
     prompt: Chat
     must_contain: tuple[str, ...]
+    must_not_contain: tuple[str, ...] = ()
 
-    def passes(self, answer: str) -> bool:
-        """Say whether the answer contains all of them."""
-        return all(text in answer for text in self.must_contain)
+    def passes(self, answer: Answer) -> bool:
+        """Say whether the answer is right and whole: one that was cut off is not."""
+        found = all(text in answer.text for text in self.must_contain)
+        return found and answer.ended and not any(text in answer.text for text in self.must_not_contain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Contender:
     tokenizer: Any
     samples: list[list[Answer]]
     "For each prompt of the exam its answers."
-    greedy: list[str]
+    greedy: list[Answer]
 
 
 def evaluate(job: Job, challenger: tuple[Any, Any], champion: tuple[Any, Any], progress: Progress) -> Measured:
@@ -76,11 +78,12 @@ def evaluate(job: Job, challenger: tuple[Any, Any], champion: tuple[Any, Any], p
     theirs = sit_exam(*champion, exam, job, progress, "champion")
     write_answers(job.directory / "answers.jsonl", exam, ours, theirs)
     progress.stage("judge")
+    win_rate, equal_length = measure_win_rate(exam, ours, theirs, settings)
     return {
         "held_out_preference": measure_preference(exam.test, ours, theirs, job),
-        "win_rate": measure_win_rate(exam, ours, theirs, settings),
+        "win_rate": win_rate,
         "forgetting": measure_forgetting(exam.checks, ours, theirs, settings),
-        "degenerate": measure_degenerate(exam, ours, theirs, settings),
+        "degenerate": measure_degenerate(exam, ours, theirs, settings) | equal_length,
     }
 
 
@@ -113,7 +116,7 @@ def without_overlap(rows: list[Row], trained: Sequence[str]) -> list[Row]:
 
 
 def read_checks(path: Path | None) -> list[Check]:
-    """Return the checks of an operator's JSONL file: {prompt, must_contain}.
+    """Return the checks of an operator's JSONL file: {prompt, must_contain} and, if wanted, {must_not_contain}.
 
     Raises:
         ConfigError: the file is missing, or a line is no check.
@@ -126,7 +129,7 @@ def read_checks(path: Path | None) -> list[Check]:
     for number, row in enumerate(read_rows(path), 1):
         try:
             chat = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
-            checks.append(Check(list(chat), tuple(row["must_contain"])))
+            checks.append(Check(list(chat), tuple(row["must_contain"]), tuple(row.get("must_not_contain", ()))))
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{path} line {number} is no {{prompt, must_contain}} ({error!r})") from None
     return checks
@@ -148,7 +151,7 @@ def sit_exam(model: Any, tokenizer: Any, exam: Exam, job: Job, progress: Progres
     greedy = generate(model, tokenizer, [c.prompt for c in exam.checks], Decoding(temperature=0.0, **limits), progress)
     size = settings.num_samples
     samples = [sampled[at : at + size] for at in range(0, len(sampled), size)]
-    return Contender(model, tokenizer, samples, [answer.text for answer in greedy])
+    return Contender(model, tokenizer, samples, greedy)
 
 
 def measure_preference(test: list[Row], challenger: Contender, champion: Contender, job: Job) -> dict[str, float]:
@@ -190,10 +193,13 @@ def answer_gaps(model: Any, pairs: Sequence[tuple[Any, Any, Any]], pad: int) -> 
     return np.array(gaps)
 
 
-def measure_win_rate(exam: Exam, challenger: Contender, champion: Contender, settings: Evaluation) -> dict[str, float]:
+def measure_win_rate(
+    exam: Exam, challenger: Contender, champion: Contender, settings: Evaluation
+) -> tuple[dict[str, float], dict[str, float]]:
     """Return the share of (challenger, champion) answer pairs that the cross-fitted judge decides for the challenger.
 
-    Every answer meets every one to the same prompt; intervals are clustered by prompt.
+    Every answer meets every one to the same prompt; intervals are clustered by prompt. The second part is the same
+    among answers of equal length only.
     """
     keys, judges = fit_judges(exam, settings)
     rows = []
@@ -205,13 +211,14 @@ def measure_win_rate(exam: Exam, challenger: Contender, champion: Contender, set
     accuracy = judges.accuracy(settings.num_bootstraps) if judges else None
     measured = {"num_prompts": float(len(rows)), "num_answers": float(len(rows) * settings.num_samples)}
     if not rows or accuracy is None:
-        return measured
+        return measured, {}
     won, num, won_equal, num_equal = np.array(rows).T
     measured |= ratio(won, num, num_bootstraps=settings.num_bootstraps).measurements("win_rate")
-    if num_equal.sum():
-        equal = ratio(won_equal, num_equal, num_bootstraps=settings.num_bootstraps)
-        measured |= equal.measurements("equal_length_win_rate")
-    return measured | accuracy.measurements("judge_accuracy")
+    measured |= accuracy.measurements("judge_accuracy")
+    if not num_equal.sum():
+        return measured, {}
+    equal = ratio(won_equal, num_equal, num_bootstraps=settings.num_bootstraps)
+    return measured, equal.measurements("equal_length_win_rate")
 
 
 def fit_judges(exam: Exam, settings: Evaluation) -> tuple[list[str], CrossFitted | None]:
@@ -297,5 +304,5 @@ def write_answers(path: Path, exam: Exam, challenger: Contender, champion: Conte
             file.write(json.dumps({"prompt": prompt, **texts}, ensure_ascii=False) + "\n")
         for check, our, their in zip(exam.checks, challenger.greedy, champion.greedy, strict=True):
             verdicts = {"challenger_passes": check.passes(our), "champion_passes": check.passes(their)}
-            line = {"prompt": check.prompt, "challenger": [our], "champion": [their], **verdicts}
+            line = {"prompt": check.prompt, "challenger": [our.text], "champion": [their.text], **verdicts}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -83,7 +83,7 @@ def override_gates(session: Session, model_version: str, actor: str, reason: str
     Raises:
         Conflict: the version is unknown, or is not one that its gates hold back, or the reason says nothing.
     """
-    row = get_model(session, model_version)
+    status_before = get_model(session, model_version).status
     if sum(c.isalpha() for c in reason) < MIN_REASON_LETTERS:
         raise Conflict(f"reason {reason!r} is too short: say in at least {MIN_REASON_LETTERS} letters why it may pass")
     changed = session.execute(
@@ -93,11 +93,11 @@ def override_gates(session: Session, model_version: str, actor: str, reason: str
         .returning(ModelVersionRow.model_version)
     ).first()
     if changed is None:
-        raise Conflict(f"model {model_version} is {row.status}: only a candidate or rejected version is overridden")
+        raise Conflict(f"model {model_version} is {status_before}: only a candidate or rejected version is overridden")
     verdicts = session.execute(
         select(EvaluationRow.gate, EvaluationRow.verdict).where(EvaluationRow.model_version == model_version)
     )
-    detail = {"status_before": row.status, "gates": {gate: verdict for gate, verdict in verdicts}}
+    detail = {"status_before": status_before, "gates": {gate: verdict for gate, verdict in verdicts}}
     append_audit(session, actor, "override_gates", model_version, reason, detail, now)
 
 

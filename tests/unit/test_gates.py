@@ -74,6 +74,13 @@ def test_a_good_challenger_passes_every_gate() -> None:
         pytest.param(
             "degenerate", {"length": 140, "equal_length_win_rate_low": 0.52}, PASS, "140", id="longer and better"
         ),
+        pytest.param(
+            "degenerate",
+            {"length": 500, "equal_length_win_rate_low": float("nan")},
+            FAIL,
+            "longer",
+            id="so long that no lengths are equal",
+        ),
         pytest.param("degenerate", {"length": 40}, FAIL, "67% shorter", id="hardly an answer"),
         pytest.param("stop_rules", {"fired_at_chosen_drop": 34}, FAIL, "chosen_drop at step 34", id="a rule fired"),
     ],
@@ -84,7 +91,8 @@ def test_each_bound_is_judged_with_its_value_in_the_reason(
     result = verdict(gate, **changes)
     assert result.verdict is expected, result.reason
     assert words in result.reason
-    assert result.measurements == GOOD[gate] | changes
+    expected_numbers = {name: value for name, value in (GOOD[gate] | changes).items() if value == value}
+    assert result.measurements == expected_numbers
 
 
 @pytest.mark.parametrize("gate", GOOD)
