@@ -315,6 +315,7 @@ def run(settings: Settings, metrics_port: int | None = None) -> int:
     """
     if settings.traffic_backend != "local":
         raise ConfigError(f"traffic_backend = {settings.traffic_backend!r} is not driven yet: use local")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request of each look says nothing
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
