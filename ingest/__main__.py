@@ -76,6 +76,9 @@ def killer(crash_at: str | None) -> Callable[[str], None]:
     return crash
 
 
+metrics_host = click.option("--metrics-host", default="127.0.0.1", show_default=True, help="0.0.0.0 in a container.")
+
+
 @click.group()
 def cli() -> None:
     """Feedback from Kafka to Postgres, and from feedback to pairs."""
@@ -83,12 +86,13 @@ def cli() -> None:
 
 
 @cli.command()
+@metrics_host
 @click.option("--metrics-port", default=8721, show_default=True, help="Port of /metrics and /healthz.")
 @click.option("--crash-at", hidden=True, help="For tests: POINT:N[:SIGNAL].")
-def events(metrics_port: int, crash_at: str | None) -> None:
+def events(metrics_host: str, metrics_port: int, crash_at: str | None) -> None:
     """Store responses and feedback, each exactly once, until SIGTERM."""
     settings, stop, pulse = load_settings(), stop_on_signals(), Pulse()
-    serve_health(metrics_port, pulse)
+    serve_health(metrics_port, pulse, metrics_host)
     group = settings.ingest.consumer_group
     source = Source(bootstrap_servers(settings), group, [RESPONSES_TOPIC, FEEDBACK_TOPIC])
     try:
@@ -113,11 +117,12 @@ def events(metrics_port: int, crash_at: str | None) -> None:
 
 
 @cli.command()
+@metrics_host
 @click.option("--metrics-port", default=8722, show_default=True, help="Port of /metrics and /healthz.")
-def pairs(metrics_port: int) -> None:
+def pairs(metrics_host: str, metrics_port: int) -> None:
     """Derive pairs from dirty turns, and ask for retrainings, until SIGTERM."""
     settings, stop, pulse = load_settings(), stop_on_signals(), Pulse()
-    serve_health(metrics_port, pulse)
+    serve_health(metrics_port, pulse, metrics_host)
     sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-pairs"))
     publisher = Publisher(bootstrap_servers(settings))
     pair_worker.run(pair_worker.Worker(sessions, settings, publisher, pulse), stop)

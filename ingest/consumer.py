@@ -67,9 +67,6 @@ def run(ingest: Ingest, stop: Event) -> None:
             logger.warning("fenced: %s", error)
             metrics.INGEST_FENCED.inc()
             ingest.source.rejoin()
-        except PositionLost as error:
-            logger.warning("position lost: %s", error)
-            ingest.source.release()
         except Retryable as error:
             back_off(ingest, stop, error)
         except DATABASE_ERRORS as error:

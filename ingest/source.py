@@ -7,7 +7,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from hone.errors import Retryable
+from hone.errors import HoneError, Retryable
 from hone.store.offsets import Partition
 from ingest.batch import RawMessage
 
@@ -30,7 +30,7 @@ PASSING = frozenset(
 """Errors after which librdkafka goes on by itself."""
 
 
-class PositionLost(Exception):
+class PositionLost(Retryable):
     """The broker no longer has the offset at which a partition stands: compare with its watermarks again."""
 
 
@@ -63,6 +63,7 @@ class Source:
 
     def __init__(self, bootstrap_servers: str, group: str, topics: Iterable[str]) -> None:
         self.consumer = Consumer(consumer_config(bootstrap_servers, group))
+        self.group = group
         self.topics = list(topics)
         self.unclaimed: set[Partition] = set()
         self.positions: dict[Partition, int] = {}
@@ -97,7 +98,7 @@ class Source:
 
         Raises:
             PositionLost: see there.
-            KafkaException: the broker refused us for good.
+            HoneError: the broker refused us for good.
         """
         messages: list[RawMessage] = []
         for message in self.consumer.consume(max_messages, timeout_s):
@@ -169,5 +170,5 @@ class Source:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise PositionLost(error.str())
         if error.code() not in PASSING:
-            raise KafkaException(error)
+            raise HoneError(f"Kafka refuses group {self.group} ({error.str()}): check topics, rights and address")
         logger.warning("kafka: %s", error.str())
