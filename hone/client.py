@@ -238,16 +238,21 @@ class AsyncHoneClient(_Feedback[Awaitable[UUID]]):
         self, messages: Messages, *, user: str | None = None, conversation: str | None = None, **options: Any
     ) -> Answer:
         """See `HoneClient.chat`."""
-        document = await self._send(self._memory.chat(messages, user, conversation, options))
+        document = await self.send(self._memory.chat(messages, user, conversation, options))
         return self._memory.answer(document, user, conversation)
 
     def _tell(self, call: Call) -> Awaitable[UUID]:
         async def tell() -> UUID:
-            return UUID((await self._send(call))["event_ids"][0])
+            return UUID((await self.send(call))["event_ids"][0])
 
         return tell()
 
-    async def _send(self, call: Call) -> Any:
+    async def send(self, call: Call) -> Any:
+        """Send a call with its retries, and return the answer's JSON: for ids that must be the same in every run.
+
+        Raises:
+            HoneError: see `raise_for`.
+        """
         for number in range(MAX_TRIES):
             answer = await self._try(call)
             if isinstance(answer, httpx.Response) and answer.status_code not in RETRIED:

@@ -40,7 +40,7 @@ class Bar(Watcher):
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many conversations, drawn by the seed.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Conversations begun a second.")
 @click.option("--seed", default=0, show_default=True, help="Another seed is another crowd of people.")
-@click.option("--in-flight", default=16, show_default=True, type=click.IntRange(1, 200), help="People at a time.")
+@click.option("--in-flight", default=16, show_default=True, type=click.IntRange(1, 100), help="People at a time.")
 @click.option("--deadline", default=60.0, show_default=True, help="Seconds to wait for Postgres at the end.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="This machine's address, as the gateway sees it.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
