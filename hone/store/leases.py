@@ -73,6 +73,4 @@ def release_lease(session: Session, lease: Lease, *, now: datetime) -> None:
 
 def lost(lease: Lease) -> Fenced:
     """Return the error of a holder whose lease was taken."""
-    return Fenced(
-        f"lease {lease.name} of {lease.holder} (epoch {lease.epoch}) has a newer holder: stop acting"
-    )
+    return Fenced(f"lease {lease.name} of {lease.holder} (epoch {lease.epoch}) has a newer holder: stop acting")
