@@ -22,6 +22,7 @@ from hone.settings import Pairs, Settings
 from hone.store import requests
 from hone.store.dead_letters import take_unpublished
 from hone.store.faults import DATABASE_ERRORS, Fault, fault_of
+from hone.store.overview import trigger_view
 from hone.store.pairs import (
     Change,
     backlog,
@@ -33,9 +34,8 @@ from hone.store.pairs import (
     write_labels,
     write_pairs,
 )
-from hone.store.switches import FREEZE, is_on
 from hone.store.tables import DeadLetterRow
-from hone.trigger import Counts, Look, Switches, look
+from hone.trigger import Look
 from ingest.pairing import derive
 from ingest.publish import Outgoing, Publisher
 
@@ -146,24 +146,12 @@ def wait(stop: Event, error: Exception) -> None:
 def watch_trigger(worker: Worker) -> None:
     """Look; open a request where the threshold is crossed; announce requests that wait."""
     with worker.sessions.begin() as session:
-        seen = look_at(session, worker.settings, datetime.now(UTC))
+        seen = trigger_view(session, worker.settings, datetime.now(UTC))
         if seen.opens:
             open_at_threshold(session, worker.settings.trigger.method, seen)
     metrics.NEW_PAIRS.set(seen.num_pairs)
     metrics.MIN_PAIRS.set(seen.min_pairs)
     announce(worker)
-
-
-def look_at(session: Session, settings: Settings, now: datetime) -> Look:
-    """Return what the trigger sees now."""
-    switches = Switches(is_active=settings.mode == "active", is_frozen=is_on(session, FREEZE))
-    return look(count_for(session, settings, now), settings.trigger, switches)
-
-
-def count_for(session: Session, settings: Settings, now: datetime) -> Counts:
-    """Count what the method learns from: labels for KTO, else pairs."""
-    count = requests.count_new_labels if settings.trigger.method == "kto" else requests.count_new_pairs
-    return count(session, now, settings.trigger.max_user_pairs)
 
 
 def open_at_threshold(session: Session, method: str, seen: Look) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from hone.records import Feedback, Response
 from hone.store.copy_text import array, copy_rows, encoded
+from hone.store.erasure import ERASED
 
 RESPONSE_COLUMNS = (
     *("response_id", "conversation_id", "turn_id", "user_id", "messages", "completion", "model_version", "track"),
@@ -22,7 +23,11 @@ FEEDBACK_COLUMNS = (
     *("rejected", "reasons", "occurred_at", "received_at", "signed"),
 )
 
+# A message may be read long after its author was forgotten, or again from the start of the log: what erasure took
+# away must not come back. The answer stays as a fact without its texts, as erasure leaves it; feedback is not stored.
 MERGE_RESPONSES = f"""
+UPDATE stage_response SET messages = '[]', completion = :erased, parameters = '{{}}'
+WHERE user_id IN (SELECT user_id FROM erasure);
 INSERT INTO response ({", ".join(RESPONSE_COLUMNS)})
 SELECT {", ".join(RESPONSE_COLUMNS)} FROM stage_response ORDER BY response_id
 ON CONFLICT (response_id) DO NOTHING RETURNING turn_id
@@ -33,7 +38,8 @@ ON CONFLICT (response_id) DO NOTHING RETURNING turn_id
 MERGE_FEEDBACK = f"""
 WITH fresh AS (
     INSERT INTO feedback_event ({", ".join(FEEDBACK_COLUMNS)})
-    SELECT {", ".join(FEEDBACK_COLUMNS)} FROM stage_feedback_event ORDER BY event_id
+    SELECT {", ".join(FEEDBACK_COLUMNS)} FROM stage_feedback_event AS stage
+    WHERE NOT EXISTS (SELECT FROM erasure WHERE erasure.user_id = stage.user_id) ORDER BY event_id
     ON CONFLICT (event_id) DO NOTHING RETURNING *
 ), named AS (
     SELECT *, coalesce(response_id, conversation_id, user_id) AS subject_id,
@@ -71,7 +77,7 @@ class Stored:
     """What one call added; what it was given beyond that was there already."""
 
     by_kind: Counter[str]
-    "Number of new rows, by feedback kind, and `response`."
+    "Number of new rows, by feedback kind, and `response`; people who asked to be forgotten have none."
     touched: frozenset[UUID]
     "Turns of new answers, and answers with new feedback: what `mark_dirty` takes."
 
@@ -105,7 +111,7 @@ def store_events(session: Session, responses: Sequence[Response], feedback: Sequ
 def merge_responses(session: Session, responses: Sequence[Response]) -> list[UUID]:
     """Insert the answers that are new and return their turns, one for each answer."""
     copy_rows(session, "response", RESPONSE_COLUMNS, map(response_line, responses))
-    return list(session.execute(text(MERGE_RESPONSES)).scalars())
+    return list(session.execute(text(MERGE_RESPONSES), {"erased": ERASED}).scalars())
 
 
 def merge_feedback(session: Session, feedback: Sequence[Feedback]) -> list[tuple[str, UUID | None]]:

@@ -9,6 +9,7 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from hone.store.erasure import ERASED
 from hone.store.tables import REVISIONS, FeedbackStateRow, PreferencePairRow, ResponseRow, UnaryLabelRow
 
 PAIR_KEY = ("turn_id", "source", "chosen_id", "rejected_id", "user_id")
@@ -124,10 +125,10 @@ def lock_turns(session: Session, turns: Iterable[UUID]) -> None:
 
 
 def read_answers(session: Session, turns: Sequence[UUID]) -> list[Answer]:
-    """Return every answer of the turns."""
+    """Return every answer of the turns that still has its text."""
     columns = [getattr(ResponseRow, name) for name in Answer.__dataclass_fields__]
-    rows = session.execute(select(*columns).where(ResponseRow.turn_id.in_(turns)))
-    return [Answer(**row._mapping) for row in rows]
+    query = select(*columns).where(ResponseRow.turn_id.in_(turns), ResponseRow.completion != ERASED)
+    return [Answer(**row._mapping) for row in session.execute(query)]
 
 
 def read_signals(session: Session, answers: Iterable[Answer]) -> list[Signal]:

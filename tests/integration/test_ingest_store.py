@@ -7,6 +7,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from hone.errors import Fenced
 from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, Reason, Response
 from hone.settings import Pairs
+from hone.store.erasure import erase_user
+from hone.store.events import mark_dirty
 from hone.store.offsets import Claim, Group, Partition, claim_partitions
 from hone.store.tables import (
     ConsumerOffsetRow,
@@ -18,10 +20,12 @@ from hone.store.tables import (
 )
 from ingest.batch import Outcome, RawMessage, sort_messages, store_batch
 from ingest.pair_worker import derive_batch
-from tests.support.events import encode, feedback, response, uid
+from tests.support.events import at, encode, feedback, response, uid
 
 GROUP = Group("test", "broker-1")
 RESPONSES, FEEDBACK = Partition(RESPONSES_TOPIC, 0), Partition(FEEDBACK_TOPIC, 0)
+
+MESSAGE = {"role": "user", "content": "How do I reset my password?"}
 
 Sessions = sessionmaker[Session]
 
@@ -69,7 +73,7 @@ def test_every_field_of_a_response_comes_back_as_it_was_sent(sessions: Sessions)
     for name in Response.__struct_fields__:
         if name not in ("schema_version", "messages"):
             assert getattr(row, name) == getattr(sent, name), name
-    assert row.messages == [{"role": "user", "content": "How do I reset my password?"}]
+    assert row.messages == [MESSAGE]
 
 
 def test_every_field_of_feedback_comes_back_as_it_was_sent(sessions: Sessions) -> None:
@@ -234,3 +238,33 @@ def test_a_mark_that_ingest_holds_is_not_taken_before_its_rows_are_visible(sessi
         num_turns, changes = derive_batch(session, Pairs())
     assert num_turns == 1
     assert [change.source for change in changes] == ["regenerate"]
+
+
+def test_what_a_forgotten_person_sent_does_not_come_back_with_old_messages(sessions: Sessions) -> None:
+    records = [
+        response("a", parameters={"stop": ["x"]}),
+        feedback("edit", "a", text="private"),
+        response("b", user="bob"),
+    ]
+    store(sessions, claim(sessions), messages(*records))
+    with sessions.begin() as session:
+        erase_user(session, uid("ann"), actor="test", now=at(99))
+    with sessions.begin() as session:
+        session.execute(text("DELETE FROM response"))
+        claims = claim_partitions(session, Group("test", "broker-2"), "one", {RESPONSES: 0, FEEDBACK: 0})
+        again = store_batch(session, Group("test", "broker-2"), sort_messages(messages(*records), claims))
+        assert again.stored[0].by_kind == {"response": 2}
+    with sessions() as session:
+        rows = session.execute(select(ResponseRow.completion, ResponseRow.messages, ResponseRow.parameters)).all()
+    assert sorted(map(tuple, rows)) == [("[erased]", [], {}), ("answer b", [MESSAGE], {})]
+    assert (count(sessions, FeedbackEventRow), count(sessions, FeedbackStateRow)) == (0, 0)
+
+
+def test_erased_answers_make_no_pairs_and_no_labels(sessions: Sessions) -> None:
+    records = [response("a"), response("b", second=1), feedback("thumbs", "b", user="bob", value=1)]
+    store(sessions, claim(sessions), messages(*records))
+    with sessions.begin() as session:
+        assert len(derive_batch(session, Pairs())[1]) == 2
+        erase_user(session, uid("ann"), actor="test", now=at(99))
+        mark_dirty(session, [uid("turn")])
+        assert [change.change for change in derive_batch(session, Pairs())[1]] == ["retracted"]

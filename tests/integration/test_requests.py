@@ -14,11 +14,12 @@ from hone.records import Track
 from hone.settings import Pairs, Settings
 from hone.store import requests
 from hone.store.events import mark_dirty, store_events
+from hone.store.overview import trigger_view
 from hone.store.pairs import begin_pair_transaction
 from hone.store.requests import claim_request, count_new_labels, count_new_pairs, finish_request, open_request
 from hone.store.switches import FREEZE, set_switch
 from hone.store.tables import ErasureRow, PreferencePairRow, RetrainRequestRow, UnaryLabelRow
-from ingest.pair_worker import derive_batch, look_at, open_at_threshold
+from ingest.pair_worker import derive_batch, open_at_threshold
 from tests.support.events import feedback, response, uid
 
 Sessions = sessionmaker[Session]
@@ -50,7 +51,7 @@ def add_pairs(sessions: Sessions, number: int, *, user: str | None = None, **fie
 def look(sessions: Sessions, settings: Settings = ACTIVE) -> bool:
     """What the worker does at each look; True if a request was opened or was open already."""
     with sessions.begin() as session:
-        seen = look_at(session, settings, datetime.now(UTC))
+        seen = trigger_view(session, settings, datetime.now(UTC))
         if seen.opens:
             open_at_threshold(session, "dpo", seen)
         return seen.opens
