@@ -29,6 +29,7 @@ FEEDBACK_ACCEPTED = Counter(
 FEEDBACK_REJECTED = Counter("hone_feedback_rejected_total", "Feedback requests refused.", ["reason"])
 FEEDBACK_SECONDS = Histogram("hone_feedback_seconds", "Feedback: arrival to answer.", buckets=SECONDS)
 SPILLED_RESPONSES = Counter("hone_spilled_responses_total", "Responses written to the spill file.")
+LOST_RESPONSES = Counter("hone_lost_responses_total", "Responses that neither Kafka nor the disk took.")
 SPILL_BYTES = Gauge("hone_spill_bytes", "Size of the responses on disk that wait for Kafka.")
 PLAN_AGE_SECONDS = Gauge("hone_plan_age_seconds", "Time since the router took a plan; NaN before the first one.")
 PLAN_FENCE = Gauge("hone_plan_fence", "Fence of the plan in force.")

@@ -10,6 +10,7 @@ import click
 import uvicorn
 
 from hone.errors import HoneError
+from hone.local.ports import require_free
 from hone.settings import load_settings
 
 QUIET = ("alembic", "httpx")
@@ -33,6 +34,7 @@ def gateway(host: str, port: int) -> None:
     """Answer chats, take feedback and split traffic; settings come from `HONE_*`."""
     from serving.gateway.app import open_gateway
 
+    require_free([("gateway", port)], host)
     asyncio.run(serve(open_gateway(load_settings(), host), host, port))
 
 
@@ -48,6 +50,7 @@ def runtime(host: str, port: int, models: tuple[str, ...], threads: int) -> None
     from serving.runtime.app import runtime_app
     from serving.runtime.model import load_model
 
+    require_free([("runtime", port)], host)
     torch.set_num_threads(threads)
     pairs = [model.partition("=") for model in models]
     loaded = {version: load_model(version, Path(directory)) for version, _, directory in pairs}

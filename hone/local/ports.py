@@ -27,12 +27,12 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         return True
 
 
-def require_free(ports: Iterable[tuple[str, int]]) -> None:
+def require_free(ports: Iterable[tuple[str, int]], host: str = "127.0.0.1") -> None:
     """Check the ports of named parts before anything is started.
 
     Raises:
         ConfigError: at least one is taken; the message names the part and the port.
     """
-    taken = [f"{name} wants port {port}" for name, port in ports if not is_free(port)]
+    taken = [f"{name} wants port {port}" for name, port in ports if not is_free(port, host)]
     if taken:
         raise ConfigError(f"port in use: {', '.join(taken)}; stop what listens there or configure another port")

@@ -10,6 +10,9 @@ from serving.gateway.ask import Ask
 from serving.gateway.sse import MAX_TEE_BYTES, summarize
 from serving.router import Decision
 
+MAX_COMPLETION_BYTES = 512 * 1024
+"""Of UTF-8: with the longest messages, a record then stays below the megabyte that brokers take by default."""
+
 
 @dataclass(eq=False)
 class Exchange:
@@ -64,6 +67,7 @@ class Exchange:
     def response(self, created_at: datetime) -> Response:
         """Return the record of what was served, also of an answer that broke off."""
         summary = summarize(self.body, stream=self.ask.stream)
+        completion, is_all = storable(summary.text)
         ended = self.ended or self.arrived
         return Response(
             response_id=self.response_id,
@@ -71,7 +75,7 @@ class Exchange:
             turn_id=self.ask.turn_id,
             user_id=self.ask.user_id,
             messages=self.ask.messages,
-            completion=summary.text.replace("\x00", "\ufffd"),
+            completion=completion,
             model_version=self.model_version,
             track=self.track,
             rollout_id=self.decision.rollout_id,
@@ -80,7 +84,7 @@ class Exchange:
             fallback=self.fallback,
             parameters=self.ask.parameters(),
             finish_reason=summary.finish_reason,
-            completed=self.whole and summary.finish_reason is not None,
+            completed=self.whole and is_all and summary.finish_reason is not None,
             idempotency_key=self.ask.idempotency_key,
             latency_ms=(ended - self.arrived) * 1000,
             first_byte_ms=None if self.first_byte is None else (self.first_byte - self.arrived) * 1000,
@@ -90,3 +94,9 @@ class Exchange:
             eval_only=self.is_named and self.ask.metadata.get("eval_only") == "true",
             created_at=created_at,
         )
+
+
+def storable(text: str) -> tuple[str, bool]:
+    """Return the text as Postgres and Kafka take it, and whether that is all of it."""
+    data = text.replace("\x00", "\ufffd").encode("utf-8", "replace")
+    return data[:MAX_COMPLETION_BYTES].decode("utf-8", "ignore"), len(data) <= MAX_COMPLETION_BYTES

@@ -5,12 +5,13 @@ import functools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from hone.errors import Retryable
+from hone.errors import HoneError, InvalidEvent, Retryable
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Publisher:
             **(extra or {}),
         }
         self._loop = asyncio.get_running_loop()
-        self._broken = False
+        self._broken, self._woken = False, False
+        self._outcomes: deque[tuple[asyncio.Future[None], KafkaError | None]] = deque()
         self._producer = Producer(self._config)
         self._closing = threading.Event()
         self._healthy, self._checked_at = False, -HEALTH_TTL_S
@@ -50,6 +52,7 @@ class Publisher:
         Raises:
             Retryable: the queue is full. The future itself raises it too when the broker did not answer in time;
                 the record may then still have arrived.
+            InvalidEvent: the record is larger than the broker takes; it never will be.
         """
         if self._broken:
             self._renew()
@@ -59,7 +62,7 @@ class Publisher:
         except BufferError:
             raise Retryable("the queue to Kafka is full: try again in a few seconds") from None
         except KafkaException as error:
-            raise Retryable(f"Kafka refuses the record ({error}): check topic {topic} and its settings") from None
+            raise as_error(error.args[0]) from None
         return future
 
     async def is_healthy(self) -> bool:
@@ -93,7 +96,16 @@ class Publisher:
         self._producer.poll(0)
 
     def _delivered(self, future: "asyncio.Future[None]", error: KafkaError | None, _: Message) -> None:
-        self._loop.call_soon_threadsafe(_resolve, future, error)
+        """Hand the outcome to the event loop, which is woken once for all that are ready."""
+        self._outcomes.append((future, error))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._resolve)
+
+    def _resolve(self) -> None:
+        self._woken = False  # before the first look: what is appended after the last one wakes the loop again
+        while self._outcomes:
+            _settle(*self._outcomes.popleft())
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
@@ -109,10 +121,17 @@ class Publisher:
         old.poll(0)
 
 
-def _resolve(future: "asyncio.Future[None]", error: KafkaError | None) -> None:
+def _settle(future: "asyncio.Future[None]", error: KafkaError | None) -> None:
     if future.cancelled():
         return
     if error is None:
         future.set_result(None)
     else:
-        future.set_exception(Retryable(f"Kafka did not take the record ({error.str()}): try again"))
+        future.set_exception(as_error(error))
+
+
+def as_error(error: KafkaError) -> HoneError:
+    """Return what a refusal means: only a record that is too large can never succeed."""
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        return InvalidEvent("too_large", f"Kafka does not take the record ({error.str()}): see message.max.bytes")
+    return Retryable(f"Kafka did not take the record ({error.str()}): try again")

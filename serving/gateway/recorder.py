@@ -1,10 +1,11 @@
 """Answers on their way to Kafka. While it is away they wait in a file, which is replayed when it is back.
 
-A record may arrive twice (its id is its key in the database); it is lost only if the process is killed between the
-answer and the broker's word.
+A record may arrive twice (its id is its key in the database). It is lost only if the process is killed between the
+answer and the broker's word, or if both Kafka and the disk refuse it; the latter is counted.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from hone import metrics
-from hone.errors import Retryable
+from hone.errors import InvalidEvent, Retryable
 from hone.records import RESPONSES_TOPIC, Response
 from serving.gateway.publisher import Publisher
 
@@ -42,17 +43,17 @@ class Spill:
         metrics.SPILLED_RESPONSES.inc()
         metrics.SPILL_BYTES.set(self.size())
 
-    def take(self) -> list[bytes]:
-        """Return the lines to replay; those of an interrupted replay come first and alone."""
+    def take(self) -> Path | None:
+        """Return the file to replay, if there is one; that of an interrupted replay comes first."""
         with self._lock:
             if not self.replaying.exists():
                 if not self.growing.exists():
-                    return []
+                    return None
                 self.growing.rename(self.replaying)
-        return [line for line in self.replaying.read_bytes().split(b"\n") if line]
+        return self.replaying
 
     def done(self) -> None:
-        """Forget the lines that `take` gave."""
+        """Forget the file that `take` gave."""
         self.replaying.unlink()
         metrics.SPILL_BYTES.set(self.size())
 
@@ -88,30 +89,43 @@ class Recorder:
 
     async def replay_once(self) -> bool:
         """Return whether everything that was in the file is in Kafka now; if not, the file stays."""
-        lines = await asyncio.to_thread(self.spill.take)
+        file = await asyncio.to_thread(self.spill.take)
+        if file is None:
+            return True
         try:
-            for first in range(0, len(lines), REPLAY_CHUNK):
-                await asyncio.gather(*(self._send_line(line) for line in lines[first : first + REPLAY_CHUNK]))
+            with file.open("rb") as stream:
+                while lines := list(itertools.islice(stream, REPLAY_CHUNK)):
+                    await asyncio.gather(*map(self._send_line, lines))
         except Retryable as error:
-            logger.warning("%d responses stay in %s: %s", len(lines), self.spill.replaying, error)
+            logger.warning("the responses in %s stay there: %s", file, error)
             return False
-        if lines:
-            await asyncio.to_thread(self.spill.done)
-            logger.info("replayed %d responses to Kafka", len(lines))
+        await asyncio.to_thread(self.spill.done)
+        logger.info("the responses in %s are in Kafka", file)
         return True
 
     async def _send_line(self, line: bytes) -> None:
         try:
             key = msgspec.json.decode(line, type=Response).conversation_id.bytes
-        except msgspec.DecodeError:
-            logger.error(
-                "a torn line of %d bytes in %s is dropped: disk full or crash", len(line), self.spill.replaying
-            )
-            return
-        await self.publisher.send(RESPONSES_TOPIC, key, line)
+            await self.publisher.send(RESPONSES_TOPIC, key, line.rstrip(b"\n"))
+        except (msgspec.DecodeError, InvalidEvent) as error:
+            lose(f"a line of {self.spill.replaying}", error)
 
     async def _deliver(self, key: bytes, line: bytes) -> None:
         try:
             await self.publisher.send(RESPONSES_TOPIC, key, line)
+        except InvalidEvent as error:
+            lose("a response", error)
         except Retryable:
-            await asyncio.to_thread(self.spill.append, line)
+            await asyncio.to_thread(self._spill, line)
+
+    def _spill(self, line: bytes) -> None:
+        try:
+            self.spill.append(line)
+        except OSError as error:
+            lose(f"a response (Kafka is away, and {self.spill.growing} cannot be written: free disk space)", error)
+
+
+def lose(what: str, error: Exception) -> None:
+    """Count and log a record that nothing can keep; the answer itself was given."""
+    metrics.LOST_RESPONSES.inc()
+    logger.error("lost %s: %s", what, error)

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from hone import metrics
 from hone.errors import ConfigError
+from hone.weights import weights_digest
 from serving.http import Problem, Receive, Scope, Send
 from serving.runtime.batcher import Batcher
 from serving.runtime.chat import Chat
@@ -68,14 +69,14 @@ class Runtime:
     async def load(self, request: Request) -> Response:
         """POST /v1/models/load: 200 once the version answers. The same version again must be the same weights."""
         asked = msgspec.json.decode(await request.body(), type=LoadRequest)
+        version, directory = asked.model_version, Path(asked.directory)
         async with self._loading:
-            known = self.models.get(asked.model_version)
-            loaded = await asyncio.to_thread(load_model, asked.model_version, Path(asked.directory))
-            if known is not None and known.digest != loaded.digest:
-                detail = f"model {loaded.version} has digest {known.digest}, the directory {loaded.digest}: rename it"
+            if version not in self.models:
+                self.models[version] = await asyncio.to_thread(load_model, version, directory)
+            elif (found := await asyncio.to_thread(weights_digest, directory)) != self.models[version].digest:
+                detail = f"model {version} has digest {self.models[version].digest}, {directory} has {found}: rename it"
                 raise Problem(409, "other weights", detail)
-            self.models.setdefault(loaded.version, loaded)
-        return as_json(describe(self.models[asked.model_version]))
+            return as_json(describe(self.models[version]))
 
     async def unload(self, request: Request) -> Response:
         """DELETE /v1/models/{version}: rows in a batch end first; 404 where it is not loaded."""

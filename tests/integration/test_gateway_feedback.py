@@ -15,13 +15,15 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from hone import ids
 from hone.errors import ConfigError
-from hone.records import FeedbackKind, Reason
+from hone.records import FeedbackKind, Reason, Response
 from hone.settings import Settings
 from hone.store.keys import Scope, create_key, revoke_key
 from hone.tokens import Claims, parse_keys
 from serving.gateway.app import open_gateway
+from serving.gateway.exchange import storable
 from serving.gateway.publisher import Publisher
 from serving.gateway.recorder import Recorder, Spill
+from tests.support.events import response
 from tests.support.gateway import IDENTITY_KEY, TOKEN_KEYS, ForeignServer, Served, broker, gateway, records
 from tests.support.web import serving
 
@@ -302,3 +304,26 @@ def test_a_gateway_does_not_start_without_what_it_needs(missing: dict[str, Any],
     whole = {"token_keys": TOKEN_KEYS, "identity_key": IDENTITY_KEY, "kafka_bootstrap_servers": "127.0.0.1:9"}
     with pytest.raises(ConfigError, match=names):
         open_gateway(Settings(**(whole | missing)), "127.0.0.1")
+
+
+async def send_huge(bootstrap: str, spill: Spill) -> None:
+    publisher = Publisher(bootstrap, timeout_s=2)
+    recorder = Recorder(publisher, spill)
+    recorder.record(response("huge", completion="x" * 2_000_000))
+    recorder.record(response("small"))
+    await recorder.drain()
+    await publisher.close()
+
+
+def test_a_record_that_kafka_will_never_take_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    spill = Spill(tmp_path / "spill")
+    with broker() as bootstrap:
+        asyncio.run(send_huge(bootstrap, spill))
+        (kept,) = records(bootstrap, "hone.responses.v1", Response, 1)
+    assert kept.completion == "answer small"
+    assert spill.size() == 0
+
+
+def test_an_answer_too_long_to_store_is_cut_and_counts_as_incomplete() -> None:
+    assert storable("ä" * 300_000) == ("ä" * 262_144, False)
+    assert storable("a\x00b") == ("a\ufffdb", True)
