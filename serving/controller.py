@@ -267,7 +267,7 @@ class Controller:
     def carry_out(self, desired: Desired) -> None:
         """Send the plan, load what is missing, unload what lost. Traffic first: loading may take minutes."""
         if desired.plan is None:
-            logger.warning("no model is stable yet: import one with `hone models import DIRECTORY`")
+            logger.warning("no model is stable yet: add one with `hone models add DIR --stable`")
             return
         self.backend.apply(desired.plan)
         for model_version, directory in desired.directories.items():

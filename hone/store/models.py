@@ -114,7 +114,7 @@ def stable_model(session: Session) -> ModelVersionRow:
     """
     alias = get_alias(session, STABLE)
     if alias is None:
-        raise NotEnoughData("no model is stable yet: import one with `hone models import DIRECTORY`")
+        raise NotEnoughData("no model is stable yet: add one with `hone models add DIR --stable`")
     return get_model(session, alias.model_version)
 
 
