@@ -1,0 +1,215 @@
+"""The five steps of a retraining on a real database with a real, tiny training run; each may be repeated."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from hone.errors import NotEnoughData, ProgramFailed
+from hone.records import Verdict
+from hone.settings import Settings
+from hone.store.datasets import get_dataset, import_pairs
+from hone.store.evaluations import list_evaluations
+from hone.store.models import get_model, import_model, override_gates, set_alias
+from hone.store.requests import open_request
+from hone.store.tables import DatasetRow, ModelVersionRow, RetrainRequestRow, RolloutRow, TrainingRunRow
+from tests.support.pairs import add_pair
+from tests.support.tiny_model import make_tiny_model
+from tests.support.training import person, row, write_rows
+from training import retrain
+
+Sessions = sessionmaker[Session]
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+SPEC = """
+steps = 4
+batch_size = 4
+lora = {rank = 4, alpha = 8}
+evaluation = {num_prompts = 6, num_samples = 2, max_new_tokens = 12, num_bootstraps = 100}
+"""
+LENIENT = {
+    "min_test_pairs": 1,
+    "min_preference_accuracy": -1,
+    "min_judged_answers": 1,
+    "min_judged_prompts": 1,
+    "min_win_rate": -1,
+    "min_forgetting_checks": 1,
+    "max_forgetting": 1,
+    "min_end_rate": 0,
+    "max_end_rate_drop": 1,
+    "max_length_growth": 99,
+    "max_repeat_excess": 1,
+    "max_distinct_drop": 1,
+}
+"""Bounds that random weights meet."""
+
+
+@pytest.fixture
+def settings(store_url: str, sessions: Sessions, tmp_path: Path) -> Settings:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    golden = write_rows(tmp_path / "golden.jsonl", [{"prompt": f"Golden {k}?", "must_contain": []} for k in range(3)])
+    base = make_tiny_model(tmp_path / "base")
+    with sessions.begin() as session:
+        set_alias(session, "stable", import_model(session, base), expected_generation=None)
+    policy = Path(__file__).parents[2] / "configs" / "rollout.toml"
+    return Settings(
+        mode="active",
+        database_url=store_url,
+        var_dir=tmp_path / "var",
+        trigger={"max_user_share": 1.0},
+        training={"spec": tmp_path / "spec.toml", "golden_tests": golden, "timeout_s": 240},
+        rollout={"policy": policy},
+    )
+
+
+def add_people(sessions: Sessions, number: int = 80) -> None:
+    with sessions.begin() as session:
+        for turn in range(number):
+            add_pair(session, turn, user_id=person(turn % 40))
+
+
+def ask(sessions: Sessions, name: str = "pairs:0", **fields: Any) -> None:
+    with sessions.begin() as session:
+        open_request(session, crossing=name, reason="test", method="dpo", **fields)
+
+
+def request_row(sessions: Sessions, request_id: str) -> RetrainRequestRow:
+    with sessions() as session:
+        return session.get_one(RetrainRequestRow, request_id)
+
+
+def count(sessions: Sessions, table: type[Any]) -> int:
+    with sessions() as session:
+        return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+@pytest.mark.slow
+def test_a_retraining_from_claim_to_rollout_with_every_step_repeated(sessions: Sessions, settings: Settings) -> None:
+    add_people(sessions)
+    ask(sessions, spec={"gates": {**LENIENT, "min_win_rate": 2}})
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    assert retrain.claim(settings, "run-1") == request_id
+    assert retrain.claim(settings, "run-2") is None
+    dataset_id = retrain.freeze(settings, request_id)
+    assert retrain.freeze(settings, request_id) == dataset_id
+    run_id = retrain.train(settings, request_id)
+    log = settings.var_dir / "runs" / run_id / "train.log"
+    size = log.stat().st_size
+    assert retrain.train(settings, request_id) == run_id
+    assert log.stat().st_size == size, "a done run is not run again"
+    version = retrain.judge(settings, run_id)
+    assert retrain.judge(settings, run_id) == version
+
+    with sessions() as session:
+        verdicts = {result.gate: result.verdict for result in list_evaluations(session, version)}
+        model = get_model(session, version)
+        assert (model.status, model.run_id, model.dataset_id) == ("rejected", run_id, dataset_id)
+    assert verdicts.pop("win_rate") is Verdict.FAIL
+    assert set(verdicts.values()) == {Verdict.PASS}
+    assert retrain.start_rollout(settings, run_id) is None
+    done = request_row(sessions, request_id)
+    assert done.status == "done"
+    assert "win rate against the champion" in (done.detail or "")
+
+    with sessions.begin() as session:
+        override_gates(session, version, "ann", "a test of the way to traffic", NOW)
+    rollout_id = retrain.start_rollout(settings, run_id)
+    assert rollout_id
+    assert retrain.start_rollout(settings, run_id) == rollout_id
+    assert count(sessions, RolloutRow) == 1
+    assert (count(sessions, ModelVersionRow), count(sessions, TrainingRunRow), count(sessions, DatasetRow)) == (2, 1, 1)
+
+
+@pytest.mark.slow
+def test_an_imported_file_is_judged_by_people_and_a_passed_model_waits_in_observe_mode(
+    sessions: Sessions, settings: Settings, tmp_path: Path
+) -> None:
+    add_people(sessions)
+    lines = [{"id": k, **{key: row(k)[key] for key in ("prompt", "chosen", "rejected")}} for k in range(200, 240)]
+    with sessions.begin() as session:
+        dataset_id = import_pairs(session, write_rows(tmp_path / "pairs.jsonl", lines), "vendor")
+    ask(sessions, "manual:vendor", dataset_id=dataset_id, spec={"gates": LENIENT})
+    observing = settings.model_copy(update={"mode": "observe"})
+    request_id = retrain.claim(observing, "run-1")
+    assert request_id
+    assert retrain.freeze(observing, request_id) == dataset_id
+    run_id = retrain.train(observing, request_id)
+    version = retrain.judge(observing, run_id)
+    with sessions() as session:
+        results = {result.gate: result for result in list_evaluations(session, version)}
+        sources = set(session.scalars(select(DatasetRow.source)))
+    assert results["held_out_preference"].measurements["num_pairs"] >= 5
+    assert sources == {"vendor", "feedback"}
+    assert retrain.start_rollout(observing, run_id) is None
+    assert "mode is observe" in (request_row(sessions, request_id).detail or "")
+
+
+def test_a_failed_subprocess_names_its_log_and_a_retry_may_succeed_later(
+    sessions: Sessions, settings: Settings
+) -> None:
+    add_people(sessions, 20)
+    ask(sessions)
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    retrain.freeze(settings, request_id)
+    broken = settings.model_copy(update={"training_python": Path("/bin/false")})
+    with pytest.raises(ProgramFailed, match=r"ended with code 1; log: .*train\.log"):
+        retrain.train(broken, request_id)
+    with sessions() as session:
+        run = session.scalars(select(TrainingRunRow)).one()
+        assert run.status == "failed"
+        assert "train.log" in (run.detail or "")
+    retrain.fail(settings, dag_run_id="run-1", detail="it ended with code 1")
+    retrain.fail(settings, dag_run_id="run-1", detail="again")
+    failed = request_row(sessions, request_id)
+    assert (failed.status, failed.detail) == ("failed", "it ended with code 1")
+
+
+def test_a_run_that_takes_too_long_is_stopped(sessions: Sessions, settings: Settings, tmp_path: Path) -> None:
+    add_people(sessions, 20)
+    ask(sessions)
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    retrain.freeze(settings, request_id)
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.chmod(0o755)
+    hasty = settings.training.model_copy(update={"timeout_s": 1})
+    slow = settings.model_copy(update={"training_python": sleeper, "training": hasty})
+    with pytest.raises(ProgramFailed, match="timeout_s = 1"):
+        retrain.train(slow, request_id)
+
+
+def test_nothing_to_train_on_is_said_before_anything_is_started(sessions: Sessions, settings: Settings) -> None:
+    ask(sessions)
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    with pytest.raises(NotEnoughData, match="there are no pairs"):
+        retrain.freeze(settings, request_id)
+    with pytest.raises(NotEnoughData, match="freeze first"):
+        retrain.train(settings, request_id)
+
+
+def test_the_watermark_of_the_claim_bounds_the_dataset(sessions: Sessions, settings: Settings) -> None:
+    add_people(sessions, 20)
+    ask(sessions)
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    with sessions.begin() as session:
+        for turn in range(50, 60):
+            add_pair(session, turn)
+    with sessions() as session:
+        dataset = get_dataset(session, retrain.freeze(settings, request_id))
+        assert dataset.num_train + dataset.num_dev + dataset.num_test == 20
+
+
+def test_the_steps_leave_torch_alone() -> None:
+    code = (
+        "import sys, training.retrain; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'trl')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
