@@ -51,7 +51,7 @@ class Gateway:
         self.publisher = Publisher(bootstrap, timeout_s=limits.produce_timeout_s)
         self.upstreams = Upstreams(settings.runtime_url, limits.upstream_timeout_s)
         self.recorder = Recorder(self.publisher, Spill(settings.var_dir / "spill"))
-        self.shadow = Shadow(self.upstreams, self.recorder)
+        self.shadow = Shadow(self.upstreams, self.recorder, router)
         self.chat = Chat(limits, ring, identity_key, guard, router, self.upstreams, self.recorder, self.shadow)
         self.feedback = FeedbackIntake(limits, ring, identity_key, guard, self.publisher)
         self.compat = CompatRoutes(self.feedback, guard)

@@ -124,7 +124,7 @@ class Chat:
             opened = await self._open(exchange)
         except UpstreamFailed as error:
             exchange.ended = time.perf_counter()
-            exchange.refused = error.status in CLIENTS_FAULT
+            exchange.failed, exchange.refused = True, error.status in CLIENTS_FAULT
             return await answer_problem(send, as_problem(error))
         try:
             await (self._relay(exchange, opened, send) if exchange.ask.stream else self._whole(exchange, opened, send))
@@ -184,7 +184,7 @@ class Chat:
             exchange.whole = True
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
-            last = broken_event()
+            exchange.failed, last = True, broken_event()
         exchange.upstream_ended = time.perf_counter()
         last = (rewriter.flush() if rewriter else b"") + last
         await send({"type": "http.response.body", "body": last})

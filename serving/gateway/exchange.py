@@ -28,6 +28,8 @@ class Exchange:
     fallback: bool = False
     refused: bool = False
     "The model server found fault with the request itself: no answer, nothing to record."
+    failed: bool = False
+    "The model server did not answer, or broke off."
     begun: bool = False
     "Whether the client has seen a byte."
     first_byte: float | None = None
@@ -64,6 +66,10 @@ class Exchange:
         ask = self.ask
         return Claims(self.response_id, ask.conversation_id, ask.turn_id, ask.user_id, now + timedelta(seconds=ttl_s))
 
+    def broken_by(self) -> str | None:
+        """Return why an answer without a finish reason has none: `error`, or `cancelled` by the client."""
+        return "error" if self.failed else None if self.whole else "cancelled"
+
     def response(self, created_at: datetime) -> Response:
         """Return the record of what was served, also of an answer that broke off."""
         summary = summarize(self.body, stream=self.ask.stream)
@@ -83,7 +89,7 @@ class Exchange:
             propensity=self.decision.propensity,
             fallback=self.fallback,
             parameters=self.ask.parameters(),
-            finish_reason=summary.finish_reason,
+            finish_reason=summary.finish_reason or self.broken_by(),
             completed=self.whole and is_all and summary.finish_reason is not None,
             idempotency_key=self.ask.idempotency_key,
             latency_ms=(ended - self.arrived) * 1000,

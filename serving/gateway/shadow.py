@@ -12,7 +12,7 @@ from hone.records import Track
 from serving.gateway.exchange import Exchange
 from serving.gateway.recorder import Recorder
 from serving.gateway.upstreams import UpstreamFailed, Upstreams
-from serving.router import Decision
+from serving.router import Decision, Router
 
 QUEUE_COPIES = 64
 WORKERS = 2
@@ -25,9 +25,10 @@ class Shadow:
         self,
         upstreams: Upstreams,
         recorder: Recorder,
+        router: Router,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.upstreams, self.recorder, self.clock = upstreams, recorder, clock
+        self.upstreams, self.recorder, self.router, self.clock = upstreams, recorder, router, clock
         self._queue: asyncio.Queue[Exchange] = asyncio.Queue(QUEUE_COPIES)
 
     def copy(self, served: Exchange) -> None:
@@ -48,6 +49,8 @@ class Shadow:
     async def _work(self) -> None:
         while True:
             exchange = await self._queue.get()
+            if exchange.decision.rollout_id in self.router.broken:
+                continue
             exchange.arrived = time.perf_counter()
             await self._answer(exchange)
             exchange.ended = time.perf_counter()
@@ -61,6 +64,7 @@ class Shadow:
                 exchange.url, body, answer_id=str(exchange.response_id), model=exchange.ask.model, stream=False
             )
         except UpstreamFailed as error:
+            exchange.failed = True
             return self.upstreams.note(decision.model_version, error)
         exchange.tee(opened.first)
         exchange.whole = True

@@ -127,6 +127,7 @@ def test_when_every_model_fails_the_client_hears_no_version_and_the_failure_is_r
         assert "m-missing" not in answer.text
         (response,) = served.responses(1)
     assert (response.completed, response.completion, response.track) == (False, "", Track.STABLE)
+    assert response.finish_reason == "error"
 
 
 def test_what_the_model_server_finds_wrong_with_a_request_reaches_the_client_and_leaves_no_record(
@@ -204,7 +205,7 @@ def test_a_client_that_leaves_stops_the_model_server_and_the_part_is_recorded(tm
         while not foreign.left_early and time.monotonic() < deadline:
             time.sleep(0.02)
     assert foreign.left_early
-    assert (response.completion, response.completed, response.finish_reason) == ("one ", False, None)
+    assert (response.completion, response.completed, response.finish_reason) == ("one ", False, "cancelled")
 
 
 def test_a_server_that_breaks_off_in_the_middle_ends_the_stream_with_an_error(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_a_server_that_breaks_off_in_the_middle_ends_the_stream_with_an_error(tm
         (response,) = served.responses(1)
     assert "[DONE]" not in text
     assert json.loads(text.strip().splitlines()[-1][6:])["error"]["code"] == 502
-    assert (response.completion, response.completed) == ("one ", False)
+    assert (response.completion, response.completed, response.finish_reason) == ("one ", False, "error")
 
 
 def test_a_registered_upstream_answers_its_name_with_license_and_outside_of_rollouts(
