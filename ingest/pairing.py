@@ -43,10 +43,17 @@ def derive(answers: Iterable[Answer], signals: Iterable[Signal], policy: Pairs) 
     pairs: list[Pair] = []
     labels: list[Label] = []
     for turn in turns_of(answers, signals):
-        for rule in (thumb_pairs, edit_pairs, choice_pairs, regenerate_pairs):
-            pairs += rule(turn, policy)
+        said = [pair for rule in (thumb_pairs, edit_pairs, choice_pairs) for pair in rule(turn, policy)]
+        pairs += said
+        pairs += unsaid(regenerate_pairs(turn, policy), said)
         labels += thumb_labels(turn, policy)
     return pairs, labels
+
+
+def unsaid(implied: Iterable[Pair], said: Iterable[Pair]) -> list[Pair]:
+    """Return the implied pairs of answers between which nobody has said which is better."""
+    compared = {frozenset((pair.chosen_id, pair.rejected_id)) for pair in said}
+    return [pair for pair in implied if frozenset((pair.chosen_id, pair.rejected_id)) not in compared]
 
 
 def turns_of(answers: Iterable[Answer], signals: Iterable[Signal]) -> list[Turn]:

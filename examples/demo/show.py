@@ -45,7 +45,10 @@ class Show:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Update]:
-        """Give a function that moves the bar; the bar leaves no trace."""
+        """Give a function that moves the bar; the bar leaves no trace, and is not drawn where nobody watches."""
+        if not self.console.is_terminal:
+            yield lambda detail, done, total: None
+            return
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress:
             task = progress.add_task(title, total=None)

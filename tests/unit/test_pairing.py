@@ -112,6 +112,18 @@ A, B, C = uid("a"), uid("b"), uid("c")
         pytest.param(
             REGENERATED, [up("b", signed=False)], {("regenerate", B, A, 0.3)}, id="an unsigned thumb up lifts nothing"
         ),
+        pytest.param(
+            REGENERATED,
+            [feedback("choice", "a", rejected=(B,))],
+            {("choice", A, B, 1.0)},
+            id="a choice silences the regeneration that it contradicts",
+        ),
+        pytest.param(
+            REGENERATED,
+            [down("a"), up("b")],
+            {("thumbs", B, A, 0.8)},
+            id="thumbs silence the regeneration that they confirm",
+        ),
         pytest.param(REGENERATED, [up("a")], set(), id="a regeneration does not beat an answer with a thumb up"),
         pytest.param(REGENERATED, [down("b")], set(), id="a regeneration with a thumb down is not kept"),
         pytest.param(
