@@ -12,7 +12,6 @@ from sqlalchemy import text
 from hone.cli.context import current_settings
 from hone.errors import HoneError
 from hone.local.broker import cluster_id
-from hone.local.kafka import obstacle
 from hone.settings import load_settings
 from hone.store.engine import make_engine
 
@@ -65,6 +64,10 @@ def memory() -> tuple[str, str]:
 
 def kafka() -> tuple[str, str]:
     """Check whether a real broker can run here."""
+    if not find_spec("psutil"):
+        return "note", "the local stack is not installed (pip install 'hone[local]'): set HONE_KAFKA_BOOTSTRAP_SERVERS"
+    from hone.local.kafka import obstacle
+
     missing = obstacle(Path("var/kafka/libs"))
     return ("note", f"{missing}; the in-process broker will serve") if missing else ("ok", "a real broker can run here")
 

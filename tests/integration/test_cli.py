@@ -1,0 +1,442 @@
+"""The command line on a real Postgres: what each command shows, changes, refuses and leaves in the audit log."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from hone.cli import cli
+from hone.cli.context import utc_now
+from hone.ids import user_id, uuid7
+from hone.records import FEEDBACK_TOPIC, GateResult, TrafficPlan, Verdict
+from hone.store.audit import first_broken
+from hone.store.dead_letters import DeadLetter, add_dead_letters
+from hone.store.evaluations import add_evaluations
+from hone.store.events import store_events
+from hone.store.runs import finish_run, start_run
+from hone.store.tables import (
+    ApiKeyRow,
+    AuditRow,
+    DatasetRow,
+    FeedbackEventRow,
+    PreferencePairRow,
+    ResponseRow,
+    RetrainRequestRow,
+    RolloutRow,
+)
+from hone.tokens import Claims, parse_keys
+from tests.support.events import encode, feedback, response, uid
+from tests.support.gateway import IDENTITY_KEY, KEY, TOKEN_KEYS, gateway
+from tests.support.rollouts import add_models, enter_canary, start_rollout
+
+Sessions = sessionmaker[Session]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(store_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`run("pairs", "--json")` runs the command; it ends well unless `code` says otherwise, never in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "HONE_DATABASE_URL": store_url,
+        "HONE_IDENTITY_KEY": IDENTITY_KEY,
+        "HONE_TOKEN_KEYS": TOKEN_KEYS,
+        "HONE_ADMIN_KEY": KEY,
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*words: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(cli, [str(word) for word in words])
+        assert result.exit_code == code, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        return result
+
+    return run
+
+
+def read(result: Result) -> Any:
+    return json.loads(result.stdout)
+
+
+def audit(sessions: Sessions) -> list[tuple[str, str, str]]:
+    """Action, reason and actor of each row; the chain of hashes must hold."""
+    with sessions() as session:
+        assert first_broken(session) is None
+        return [
+            (row.action, row.reason, row.actor) for row in session.scalars(select(AuditRow).order_by(AuditRow.audit_id))
+        ]
+
+
+def add_pair(session: Session, name: str, *, user: str = "ann", **fields: Any) -> None:
+    """Two answers of one turn, and that the second is the better one."""
+    good, bad = response(f"{name}-good", turn=name, user=user, **fields), response(f"{name}-bad", turn=name, user=user)
+    store_events(session, [good, bad], [feedback("choice", f"{name}-good", rejected=(uid(f"{name}-bad"),), user=user)])
+    session.add(
+        PreferencePairRow(
+            turn_id=uid(name),
+            source="choice",
+            chosen_id=good.response_id,
+            rejected_id=bad.response_id,
+            user_id=good.user_id,
+            weight=1.0,
+            signed=True,
+            active=True,
+        )
+    )
+
+
+def test_a_database_without_tables_names_the_command_that_makes_them(
+    run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HONE_DATABASE_URL", database_url)
+    assert "run `hone migrate`" in run("pairs", code=1).stderr
+    assert "up to date" in run("migrate").stdout
+    assert "no pair yet" in run("pairs").stdout
+
+
+def test_pairs_are_counted_by_source_and_show_no_text(run: Run, sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        add_pair(session, "one")
+        add_pair(session, "two", user="bob")
+    found = read(run("pairs", "--json", "--limit", 1))
+    assert found["sources"] == [{"source": "choice", "active": 2, "retracted": 0, "people": 2, "mean_weight": 1.0}]
+    assert len(found["newest"]) == 1
+    assert "answer one-good" not in run("pairs").output
+
+
+def test_status_is_one_object_and_also_a_few_lines(run: Run, sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        add_models(session)
+        add_pair(session, "one")
+        enter_canary(session, start_rollout(session))
+    found = read(run("status", "--json"))
+    assert (found["mode"], found["freeze"], found["pairs"]["num_pairs"]) == ("observe", None, 1)
+    assert (found["stable"]["model_version"], found["rollout"]["canary"]) == ("old", "new")
+    text = run("status").stdout
+    assert "2999 pairs short (1 of 3000)" in text
+    assert "new canary at 25%, stage 1 of 2" in text
+
+
+def test_a_freeze_is_seen_in_the_status_and_in_the_audit_log(run: Run, sessions: Sessions) -> None:
+    run("freeze", "--reason", "bad answers", "--actor", "ann")
+    assert "FROZEN" in run("status").stdout
+    run("unfreeze", "--reason", "fixed", "--actor", "ann")
+    assert "FROZEN" not in run("status").stdout
+    assert audit(sessions) == [("switch.on", "bad answers", "ann"), ("switch.off", "fixed", "ann")]
+
+
+def test_dead_letters_are_listed_and_shown_with_their_message(run: Run, sessions: Sessions) -> None:
+    coordinates = {"incarnation": "i", "topic": FEEDBACK_TOPIC, "partition": 0, "key": None}
+    with sessions.begin() as session:
+        letters = [
+            DeadLetter(**coordinates, offset=1, body=b'{"a": 1}', reason="wrong_shape", detail="no kind"),
+            DeadLetter(**coordinates, offset=2, body=b"\xff", reason="not_json", detail="bad"),
+        ]
+        add_dead_letters(session, letters)
+    listed = read(run("dead-letters", "list", "--json"))
+    assert listed["by_reason"] == {"wrong_shape": 1, "not_json": 1}
+    first = listed["newest"][-1]["dead_letter_id"]
+    assert run("dead-letters", "list", "--reason", "wrong_shape", "--id-only").stdout == f"{first}\n"
+    assert '"a": 1' in run("dead-letters", "show", first).stdout
+    assert read(run("dead-letters", "show", first + 1, "--json"))["body"] == "\\xff"
+    assert "no dead letter 99" in run("dead-letters", "show", 99, code=1).stderr
+
+
+def test_a_dead_letter_is_sent_back_by_the_program_of_the_checkout(
+    run: Run, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HONE_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    body = encode(feedback("thumbs", "r1", value=1.0))
+    letter = DeadLetter(
+        incarnation="i", topic=FEEDBACK_TOPIC, partition=0, offset=1, key=None, body=body, reason="x", detail="y"
+    )
+    with sessions.begin() as session:
+        add_dead_letters(session, [letter])
+    number = read(run("dead-letters", "list", "--json"))["newest"][0]["dead_letter_id"]
+    run("dead-letters", "replay", number, "--dry-run")
+    assert "dry run: nothing was sent" in capfd.readouterr().out
+    run("dead-letters", "replay", number + 1, "--dry-run", code=1)
+
+
+def test_a_file_of_pairs_becomes_one_dataset_without_what_is_not_permissive(
+    run: Run, sessions: Sessions, tmp_path: Path
+) -> None:
+    texts = [
+        "How do I bake bread?",
+        "Why is the sea salty?",
+        "Name three rivers.",
+        "Explain a rainbow.",
+        "What is a bee?",
+    ]
+    rows = [
+        {"id": str(n), "prompt": text, "chosen": f"good {n}", "rejected": f"bad {n}", "source": "s", "license": license}
+        for n, (text, license) in enumerate(
+            zip(texts, ["MIT", "MIT", "Apache-2.0", "MIT", "CC-BY-NC-4.0"], strict=True)
+        )
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = read(run("import-pairs", file, "--label", "bought", "--json"))
+    assert found["train"] + found["dev"] + found["test"] == 4
+    assert found["left_out"] == {"license": 1}
+    assert read(run("import-pairs", file, "--label", "bought", "--json"))["dataset_id"] == found["dataset_id"]
+    with sessions() as session:
+        assert session.scalar(select(func.count()).select_from(DatasetRow)) == 1
+    file.write_text("{")
+    assert "line 1" in run("import-pairs", file, "--label", "broken", code=1).stderr
+
+
+def test_erasing_a_person_shows_first_and_changes_only_when_told(run: Run, sessions: Sessions) -> None:
+    key = bytes.fromhex(IDENTITY_KEY)
+    person = {"user_id": user_id(key, "ann@example.org")}
+    with sessions.begin() as session:
+        store_events(session, [response("r1", **person)], [feedback("thumbs", "r1", value=1.0, **person)])
+    words = ("erase-user", "ann@example.org", "--reason", "she asked", "--actor", "me", "--json")
+    preview = read(run(*words))
+    assert (preview["erased"], preview["counts"]["responses"], preview["counts"]["feedback_events"]) == (False, 1, 1)
+    assert audit(sessions) == []
+    done = read(run(*words, "--yes"))
+    assert done["counts"] == preview["counts"]
+    with sessions() as session:
+        assert session.scalar(select(func.count()).select_from(FeedbackEventRow)) == 0
+        assert session.scalars(select(ResponseRow.completion)).all() == ["[erased]"]
+    assert [action for action, _, _ in audit(sessions)] == ["user.erase", "user.erase.reason"]
+
+
+def test_a_key_is_shown_once_and_can_be_revoked(run: Run, sessions: Sessions) -> None:
+    made = read(run("keys", "create", "app", "--scope", "chat", "--scope", "feedback", "--json"))
+    listed = read(run("keys", "list", "--json"))
+    assert (listed[0]["name"], listed[0]["scopes"], listed[0]["revoked_at"]) == ("app", "chat feedback", None)
+    assert made["key"] not in run("keys", "list").output
+    run("keys", "revoke", made["key"][:12], "--reason", "leaked")
+    assert "0 live keys begin with" in run("keys", "revoke", made["key"][:12], "--reason", "again", code=1).stderr
+    with sessions() as session:
+        assert session.scalars(select(ApiKeyRow.revoked_at)).one() is not None
+    assert [action for action, _, _ in audit(sessions)] == ["key.create", "key.revoke"]
+
+
+def weights(directory: Path, content: bytes) -> Path:
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(content)
+    return directory
+
+
+def test_models_are_added_and_one_is_stable_with_a_reason_to_replace_it(
+    run: Run, sessions: Sessions, tmp_path: Path
+) -> None:
+    first = read(run("models", "add", weights(tmp_path / "a", b"a"), "--stable", "--json"))["model_version"]
+    again = read(run("models", "add", tmp_path / "a", "--stable", "--json"))["model_version"]
+    assert again == first
+    other = weights(tmp_path / "b", b"b")
+    assert "say with --reason why" in run("models", "add", other, "--stable", code=1).stderr
+    assert [row["model_version"] for row in read(run("models", "list", "--json"))] == [first], "nothing half done"
+    second = read(run("models", "add", other, "--stable", "--reason", "a better base", "--json"))["model_version"]
+    stable = {row["model_version"]: row["stable"] for row in read(run("models", "list", "--json"))}
+    assert stable == {first: False, second: True}
+    assert [(action, reason) for action, reason, _ in audit(sessions)] == [
+        ("alias.move", "the first model"),
+        ("alias.move", "a better base"),
+    ]
+    assert "no *.safetensors in" in run("models", "add", tmp_path, code=1).stderr
+
+
+def test_an_override_needs_a_reason_and_shows_what_the_gates_said(run: Run, sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        add_models(session, canary_status="rejected")
+        fail = GateResult(gate="win_rate", verdict=Verdict.FAIL, reason="0.41", measurements={"win_rate": 0.41})
+        add_evaluations(session, "new", None, [fail])
+    assert "fail" in run("models", "show", "new").stdout
+    assert "too short" in run("models", "override", "new", "--reason", "ok", code=1).stderr
+    run("models", "override", "new", "--reason", "judged by hand, see ticket 12")
+    shown = read(run("models", "show", "new", "--json"))
+    assert (shown["status"], shown["gates"][0]["measurements"]) == ("overridden", {"win_rate": 0.41})
+    assert "not registered" in run("models", "show", "nothing", code=1).stderr
+
+
+def test_a_person_can_ask_for_a_retraining_and_take_it_back(run: Run, sessions: Sessions) -> None:
+    words = (
+        "retrain",
+        "--set",
+        "lora.rank=8",
+        "--set",
+        "steps=5",
+        "--reason",
+        "new recipe",
+        "--actor",
+        "ann",
+        "--json",
+    )
+    made = read(run(*words))
+    assert (made["status"], made["method"], made["spec"]) == ("open", "dpo", {"lora": {"rank": 8}, "steps": 5})
+    with sessions() as session:
+        assert session.scalars(select(RetrainRequestRow.crossing)).one().startswith("manual:")
+    assert [row["reason"] for row in read(run("requests", "list", "--json", "--status", "open"))] == ["new recipe"]
+    run("requests", "cancel", made["request_id"], "--reason", "typo", "--actor", "ann")
+    assert read(run("requests", "list", "--json"))[0]["status"] == "cancelled"
+    assert audit(sessions) == [("retrain.request", "new recipe", "ann"), ("retrain.cancel", "typo", "ann")]
+    assert "does not exist" in run("retrain", "--dataset", "none", "--reason", "x", code=1).stderr
+    assert "is not the id of a request" in run("requests", "cancel", "7", "--reason", "x", code=1).stderr
+
+
+def test_a_frozen_platform_takes_the_wish_and_says_that_it_waits(run: Run) -> None:
+    run("freeze", "--reason", "holidays")
+    assert "it starts after `hone unfreeze`" in run("retrain", "--reason", "soon").stderr
+
+
+def test_runs_and_lineage_lead_from_an_answer_to_its_model(run: Run, sessions: Sessions) -> None:
+    now = utc_now()
+    with sessions.begin() as session:
+        add_models(session)
+        add_pair(session, "one", model_version="new")
+        dataset = {"dataset_id": "d1", "kind": "pairs", "source": "feedback", "manifest": {}}
+        session.add(DatasetRow(**dataset, num_train=1, num_dev=0, num_test=0))
+        session.flush()
+        start_run(
+            session,
+            run_id="r-1",
+            request_id=None,
+            dataset_id="d1",
+            method="dpo",
+            base_version="old",
+            spec={"steps": 5},
+            directory=Path("/runs/r-1"),
+            now=now,
+        )
+        finish_run(session, "r-1", {"loss": 0.5}, now + timedelta(seconds=9))
+    assert [row["run_id"] for row in read(run("runs", "list", "--json"))] == ["r-1"]
+    assert read(run("runs", "show", "r-1", "--json"))["metrics"] == {"loss": 0.5}
+    ring, answer = parse_keys(TOKEN_KEYS), uid("one-good")
+    token = ring.mint(Claims(answer, uid("c"), uid("one"), uid("ann"), now))
+    by_token, by_id = read(run("lineage", token, "--json")), read(run("lineage", answer, "--json"))
+    assert by_token == by_id
+    assert by_id["model"]["model_version"] == "new"
+    assert "new" in run("lineage", answer).stdout
+    assert "is not stored" in run("lineage", uuid7(), code=1).stderr
+
+
+POLICY = "horizon_pairs = 300\nmin_canary_users = 20\n[[stages]]\nweight = 0.5\nmin_users = 20\n"
+
+
+def test_a_rollout_is_started_held_and_taken_back_by_hand(run: Run, sessions: Sessions, tmp_path: Path) -> None:
+    with sessions.begin() as session:
+        add_models(session)
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY)
+    assert "no rollout is live" in run("rollout", "pause", "--reason", "x", code=1).stderr
+    started = run("rollout", "start", "new", "--policy", policy, "--reason", "try it", "--actor", "ann")
+    assert "it gets no traffic before HONE_MODE=active" in started.stderr
+    assert "is live" in run("rollout", "start", "new", "--policy", policy, "--reason", "again", code=1).stderr
+    with sessions.begin() as session:
+        enter_canary(session, session.scalars(select(RolloutRow.rollout_id)).one(), weight=0.5)
+    run("rollout", "pause", "--reason", "let me look")
+    run("rollout", "resume", "--reason", "fine")
+    assert "cannot resume a rollout that is canary" in run("rollout", "resume", "--reason", "x", code=1).stderr
+    run("rollout", "rollback", "--reason", "no")
+    found = read(run("rollout", "status", "--json"))
+    phases = [change["to_phase"] for change in found["transitions"]]
+    assert phases == ["canary", "paused", "canary", "rolling_back"]
+    assert "paused → canary" in run("rollout", "status").stdout
+    assert read(run("rollout", "list", "--json"))[0]["phase"] == "rolling_back"
+    assert "rollout.rollback" in [action for action, _, _ in audit(sessions)]
+
+
+def test_a_promotion_by_hand_moves_stable(run: Run, sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        add_models(session)
+        enter_canary(session, start_rollout(session))
+    run("rollout", "promote", "--reason", "urgent fix")
+    assert read(run("status", "--json"))["stable"]["model_version"] == "new"
+
+
+def test_the_plan_of_a_rollout_comes_from_the_votes_that_are_stored(
+    run: Run, sessions: Sessions, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY)
+    assert "nobody rated thumbs" in run("rollout", "plan", "--policy", policy, code=1).stderr
+    asked = run(
+        "rollout", "plan", "--policy", policy, "--users-per-day", 1000, "--base-rate", 0.6, "--lift", 0.3, "--json"
+    )
+    forecast = read(asked)["forecasts"][0]
+    assert forecast["promoted_share"] > 0.9
+    assert 0 < forecast["median_days"] < 1
+
+    ago = {"occurred_at": utc_now() - timedelta(hours=12)}
+    with sessions.begin() as session:
+        for n in range(10):
+            user, track = f"user{n}", "replay" if n > 7 else "stable"
+            vote = feedback("thumbs", f"r{n}", user=user, value=1.0 if n % 2 else -1.0, **ago)
+            store_events(session, [response(f"r{n}", turn=f"t{n}", user=user, track=track)], [vote])
+    found = read(run("rollout", "plan", "--policy", policy, "--lift", 0.3, "--json"))
+    assert found["users_per_day"] == pytest.approx(16, rel=0.01), "8 in half a day; replayed people do not count"
+    assert found["base_rate"] == 0.5
+    assert "+30%" in run("rollout", "plan", "--policy", policy, "--lift", 0.3).stdout
+
+
+def test_break_glass_needs_the_gateway_alone(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HONE_DATABASE_URL", "postgresql+psycopg2://nobody@127.0.0.1:9/none")
+    rollout_id, words = uuid7(), ("rollout", "rollback", "--break-glass", "--reason", "harm", "--actor", "ann")
+    with gateway(tmp_path / "gateway", "http://127.0.0.1:9") as served:
+        monkeypatch.setenv("HONE_GATEWAY_URL", served.url)
+        assert "follows no rollout" in run(*words).stdout
+        plan = TrafficPlan(
+            fence=1,
+            stable="m-old",
+            canary="m-new",
+            canary_weight=0.5,
+            rollout_id=rollout_id,
+            stage=0,
+            expires_at=utc_now() + timedelta(minutes=5),
+        )
+        served.take(plan)
+        assert "canary weight 0" in run(*words).stdout
+        state = served.http.get("/v1/router/plan").json()
+        assert (state["weight_in_force"], state["broken_glass"]) == (0.0, [str(rollout_id)])
+        served.take(msgspec.structs.replace(plan, fence=2))
+        assert served.http.get("/v1/router/plan").json()["weight_in_force"] == 0.0
+        monkeypatch.setenv("HONE_ROUTER_URLS", json.dumps([served.url, "http://127.0.0.1:9"]))
+        failed = run(*words, code=1)
+    assert "no answer" in failed.stdout
+    assert "not every router has it" in failed.stderr
+
+
+def test_a_replay_without_gateway_or_key_ends_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = {"id": "a", "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "x"}, {"text": "y"}]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row | {"preferences": [{"a": 0, "b": 1, "p_b_better": 1.0}]}))
+    assert read(run("replay", file, "--dry-run", "--json"))["conversations"] == 1
+    monkeypatch.setenv("HONE_GATEWAY_URL", "http://127.0.0.1:9")
+    assert "no gateway answers at http://127.0.0.1:9" in run("replay", file, code=1).stderr
+    with gateway(tmp_path / "gateway", "http://127.0.0.1:9") as served:
+        monkeypatch.setenv("HONE_GATEWAY_URL", served.url)
+        monkeypatch.setenv("HONE_ADMIN_KEY", "another key")
+        assert "is HONE_ADMIN_KEY the gateway's?" in run("replay", file, code=1).stderr
+    monkeypatch.setenv("HONE_ADMIN_KEY", "")
+    assert "admin_key is not set" in run("replay", file, code=1).stderr
+
+
+def test_what_a_replay_lost_is_named_and_the_exit_code_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Here a gateway and a broker answer, but nobody carries the events to Postgres."""
+    row = {"id": "a", "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "x"}, {"text": "y"}]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row | {"preferences": [{"a": 0, "b": 1, "p_b_better": 0.5}]}))
+    with gateway(tmp_path / "gateway", "http://127.0.0.1:9") as served:
+        monkeypatch.setenv("HONE_GATEWAY_URL", served.url)
+        lost = run("replay", file, "--deadline", "0.5", "--json", code=1)
+    account = read(lost)
+    assert account["accounted_for"] is False
+    assert account["differences"][:2] == [
+        "1 of 1 answers are not in Postgres",
+        "1 of 1 thumbs events are not in Postgres",
+    ]
