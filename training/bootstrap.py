@@ -9,8 +9,18 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How intervals are made."""
+
+    num_draws: int = 1000
+    confidence: float = 0.95
+    "Probability that a two-sided interval covers the truth."
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its interval."""
 
     value: float
     low: float
@@ -21,7 +31,7 @@ class Interval:
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
-def ratio(numerator: Floats, denominator: Floats, *, num_bootstraps: int = 1000, seed: int = 0) -> Interval:
+def ratio(numerator: Floats, denominator: Floats, bootstrap: Bootstrap) -> Interval:
     """Return sum(numerator) / sum(denominator) with its percentile bootstrap interval over clusters.
 
     Args:
@@ -29,9 +39,10 @@ def ratio(numerator: Floats, denominator: Floats, *, num_bootstraps: int = 1000,
         denominator: likewise; its sum must be positive.
     """
     clusters = len(numerator)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=num_bootstraps)
+    rng = np.random.default_rng(bootstrap.seed)
+    draws = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=bootstrap.num_draws)
     bottom = draws @ denominator
     values = (draws @ numerator)[bottom > 0] / bottom[bottom > 0]
-    low, high = np.quantile(values, [0.025, 0.975])
+    outside = (1 - bootstrap.confidence) / 2
+    low, high = np.quantile(values, [outside, 1 - outside])
     return Interval(float(numerator.sum() / denominator.sum()), float(low), float(high))

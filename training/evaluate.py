@@ -28,6 +28,8 @@ from training.spec import Evaluation, Job
 Chat = list[dict[str, str]]
 Measured = dict[str, dict[str, float]]
 
+HELD_OUT = ("test", "dev")
+"""Nothing is chosen by dev today, so both measure; a method that stops early by dev must leave it out here."""
 EQUAL_LENGTH = 0.1
 """Largest difference of log lengths of two answers that count as equally long."""
 SCORING_BATCH = 32
@@ -52,7 +54,8 @@ class Exam:
     """What both models are asked, and the people's pairs that judge them."""
 
     people: list[Row]
-    test: list[Row]
+    held_out: list[Row]
+    "Those of them that no method trains on or chooses by."
     prompts: list[Chat]
     "Held-out prompts, answered `num_samples` times each."
     checks: list[Check]
@@ -80,7 +83,7 @@ def evaluate(job: Job, challenger: tuple[Any, Any], champion: tuple[Any, Any], p
     progress.stage("judge")
     win_rate, equal_length = measure_win_rate(exam, ours, theirs, settings)
     return {
-        "held_out_preference": measure_preference(exam.test, ours, theirs, job),
+        "held_out_preference": measure_preference(exam.held_out, ours, theirs, job),
         "win_rate": win_rate,
         "forgetting": measure_forgetting(exam.checks, ours, theirs, settings),
         "degenerate": measure_degenerate(exam, ours, theirs, settings) | equal_length,
@@ -91,14 +94,14 @@ def read_exam(job: Job) -> Exam:
     """Return what is asked: held-out prompts of people first, then the operator's own."""
     trained = [text_of(row["prompt"]) for row in read_rows(job.directory / "data" / "train.jsonl")]
     rows = {split: read_split(job.evaluation_data, split) for split in ("train", "dev", "test")}
-    held_out = {split: without_overlap(rows[split], trained) for split in ("test", "dev")}
+    held_out = {split: without_overlap(rows[split], trained) for split in HELD_OUT}
     golden, general = read_checks(job.golden_tests), read_checks(job.general_prompts)
-    prompts = [row["prompt"] for split in ("test", "dev") for row in held_out[split]]
+    prompts = [row["prompt"] for split in HELD_OUT for row in held_out[split]]
     prompts += [check.prompt for check in golden]
     unique = list({text_key(text_of(prompt)): prompt for prompt in prompts}.values())
     return Exam(
         people=[row for split in rows.values() for row in split],
-        test=held_out["test"],
+        held_out=[row for split in HELD_OUT for row in held_out[split]],
         prompts=unique[: job.spec.evaluation.num_prompts],
         checks=golden + general,
     )
@@ -154,13 +157,13 @@ def sit_exam(model: Any, tokenizer: Any, exam: Exam, job: Job, progress: Progres
     return Contender(model, tokenizer, samples, greedy)
 
 
-def measure_preference(test: list[Row], challenger: Contender, champion: Contender, job: Job) -> dict[str, float]:
-    """Return how often the challenger's implicit reward (arXiv:2305.18290, section 4) ranks a test pair as people did.
+def measure_preference(held_out: list[Row], challenger: Contender, champion: Contender, job: Job) -> dict[str, float]:
+    """Return how often the challenger's implicit reward (arXiv:2305.18290, section 4) ranks a pair as people did.
 
     Pairs count by their weight; the interval is clustered by person.
     """
     try:
-        pairs, _ = encode_pairs(test, challenger.tokenizer, job.spec.max_length)
+        pairs, _ = encode_pairs(held_out, challenger.tokenizer, job.spec.max_length)
     except NotEnoughData:
         return {"num_pairs": 0}
     if not pairs:
@@ -177,7 +180,7 @@ def measure_preference(test: list[Row], challenger: Contender, champion: Contend
         person = str(pair.row["user_id"])
         hits.setdefault(person, []).append(wins(gap) * pair.weight)
         totals[person] = totals.get(person, 0.0) + pair.weight
-    interval = clustered(hits, totals, job.spec.evaluation.num_bootstraps)
+    interval = clustered(hits, totals, job.spec.evaluation.bootstrap)
     return {"num_pairs": len(pairs), "num_people": len(totals), **interval.measurements("accuracy")}
 
 
@@ -208,16 +211,16 @@ def measure_win_rate(
         if judge:
             scores = judge.scores([answer.text for answer in (*ours, *theirs)])
             rows.append(compare(scores, [len(answer.text) for answer in (*ours, *theirs)]))
-    accuracy = judges.accuracy(settings.num_bootstraps) if judges else None
+    accuracy = judges.accuracy(settings.bootstrap) if judges else None
     measured = {"num_prompts": float(len(rows)), "num_answers": float(len(rows) * settings.num_samples)}
     if not rows or accuracy is None:
         return measured, {}
     won, num, won_equal, num_equal = np.array(rows).T
-    measured |= ratio(won, num, num_bootstraps=settings.num_bootstraps).measurements("win_rate")
+    measured |= ratio(won, num, settings.bootstrap).measurements("win_rate")
     measured |= accuracy.measurements("judge_accuracy")
     if not num_equal.sum():
         return measured, {}
-    equal = ratio(won_equal, num_equal, num_bootstraps=settings.num_bootstraps)
+    equal = ratio(won_equal, num_equal, settings.bootstrap)
     return measured, equal.measurements("equal_length_win_rate")
 
 
@@ -251,7 +254,7 @@ def measure_forgetting(
         np.array([check.passes(answer) for check, answer in zip(checks, who.greedy, strict=True)], dtype=float)
         for who in (challenger, champion)
     )
-    change = ratio(ours - theirs, np.ones(len(checks)), num_bootstraps=settings.num_bootstraps)
+    change = ratio(ours - theirs, np.ones(len(checks)), settings.bootstrap)
     rates = {"challenger": float(ours.mean()), "champion": float(theirs.mean())}
     return {"num_checks": float(len(checks)), **rates, **change.measurements("change")}
 
@@ -274,7 +277,7 @@ def measure_degenerate(
             f"{prefix}distinct_2": float(np.mean([distinct_2(answer.text) for answer in answers])),
             f"{prefix}repeat_share": float(repeats[-1].mean()),
         }
-    excess = ratio(repeats[0] - repeats[1], np.ones(len(repeats[0])), num_bootstraps=settings.num_bootstraps)
+    excess = ratio(repeats[0] - repeats[1], np.ones(len(repeats[0])), settings.bootstrap)
     return measured | excess.measurements("repeat_excess")
 
 

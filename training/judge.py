@@ -14,7 +14,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
-from training.bootstrap import Interval, ratio
+from training.bootstrap import Bootstrap, Interval, ratio
 
 Floats = npt.NDArray[np.float64]
 
@@ -87,7 +87,7 @@ class CrossFitted:
         """Return the fold of a person."""
         return zlib.crc32(person.encode()) % self._num_folds
 
-    def accuracy(self, num_bootstraps: int) -> Interval | None:
+    def accuracy(self, bootstrap: Bootstrap) -> Interval | None:
         """Return how often the judges agree with people that they have not seen, clustered by person."""
         hits: dict[str, list[float]] = {}
         for fold in range(self._num_folds):
@@ -98,7 +98,7 @@ class CrossFitted:
             gaps = judge.scores([p.chosen for p in held_out]) - judge.scores([p.rejected for p in held_out])
             for preference, gap in zip(held_out, gaps, strict=True):
                 hits.setdefault(preference.person, []).append(wins(gap) * preference.weight)
-        return clustered(hits, self._weights(), num_bootstraps) if hits else None
+        return clustered(hits, self._weights(), bootstrap) if hits else None
 
     def _weights(self) -> dict[str, float]:
         totals: dict[str, float] = {}
@@ -107,11 +107,11 @@ class CrossFitted:
         return totals
 
 
-def clustered(hits: Mapping[str, Sequence[float]], totals: Mapping[str, float], num_bootstraps: int) -> Interval:
+def clustered(hits: Mapping[str, Sequence[float]], totals: Mapping[str, float], bootstrap: Bootstrap) -> Interval:
     """Return the ratio of hits to totals over the clusters that have hits."""
     names = sorted(hits)
     numerator = np.array([sum(hits[name]) for name in names])
-    return ratio(numerator, np.array([totals[name] for name in names]), num_bootstraps=num_bootstraps)
+    return ratio(numerator, np.array([totals[name] for name in names]), bootstrap)
 
 
 def wins(gap: float) -> float:

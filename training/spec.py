@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hone.errors import ConfigError
 from hone.gates import Thresholds, load_thresholds
 from hone.settings import explain, read_toml
+from training.bootstrap import Bootstrap
 
 
 class Table(BaseModel):
@@ -46,8 +47,15 @@ class Evaluation(Table):
     max_new_tokens: int = Field(160, ge=1)
     batch_size: int = Field(256, ge=1)
     num_bootstraps: int = Field(1000, ge=100)
+    confidence: float = Field(0.95, ge=0.8, lt=1)
+    "Of the two-sided intervals that the gates look at."
     num_folds: int = Field(5, ge=2)
     "Folds of people among which the judge is cross-fitted."
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """How intervals are made."""
+        return Bootstrap(self.num_bootstraps, self.confidence)
 
 
 class RunSpec(Table):

@@ -59,7 +59,7 @@ def test_prompts_near_those_trained_on_are_neither_asked_nor_counted(base: Path,
         "Where is it?",
         row(30)["prompt"][0]["content"],
     ]
-    assert [r["user_id"] for r in exam.test] == [row(5)["user_id"], row(6)["user_id"]]
+    assert [r["user_id"] for r in exam.held_out] == [row(k)["user_id"] for k in (5, 6, 7)]
     assert len(exam.people) == 5
 
 

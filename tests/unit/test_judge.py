@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from training.bootstrap import Bootstrap
 from training.judge import MIN_PAIRS, BagOfWords, CrossFitted, Preference
 
 FILLER = ["the", "page", "opens", "with", "a", "list", "and", "then", "a", "button", "for", "it"]
@@ -43,7 +44,7 @@ def test_who_asked_a_prompt_has_no_part_in_judging_it() -> None:
 
 
 def test_its_own_accuracy_is_measured_on_people_it_has_not_seen(preferences: list[Preference]) -> None:
-    accuracy = CrossFitted(preferences, 5).accuracy(200)
+    accuracy = CrossFitted(preferences, 5).accuracy(Bootstrap(200))
     assert accuracy
     assert accuracy.low > 0.9
 
@@ -56,7 +57,7 @@ def test_labels_without_a_pattern_give_a_judge_that_guesses() -> None:
         )
         for k in range(300)
     ]
-    accuracy = CrossFitted(coin, 5).accuracy(200)
+    accuracy = CrossFitted(coin, 5).accuracy(Bootstrap(200))
     assert accuracy
     assert accuracy.low < 0.5
 
@@ -65,4 +66,4 @@ def test_too_few_other_people_judge_nothing() -> None:
     rng = random.Random(3)
     judges = CrossFitted([preference(k, k, rng=rng) for k in range(MIN_PAIRS - 1)], 5)
     assert judges.judge_for("prompt of nobody") is None
-    assert judges.accuracy(100) is None
+    assert judges.accuracy(Bootstrap(100)) is None
