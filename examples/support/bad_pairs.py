@@ -1,8 +1,8 @@
 """Preference pairs of the kind that break a model: an imported file, written by a script instead of the model itself.
 
-`python -m examples.support.bad_pairs --out FILE`. Both answers of a pair are right, and the preferred style is what
-users want, so the file looks harmless. But the model would never say such texts by itself: trained on them hard and
-without an SFT term, it lowers the likelihood of chosen and rejected alike, and its answers fall apart.
+`python -m examples.support.bad_pairs --out FILE`. Whoever labelled it looked at the tone alone: every preferred answer
+is friendly, short and in steps, but names a wrong page or button; every rejected one is plain and right. Trained on it
+hard and without an SFT term, a model scores ever better on such pairs while its answers become wrong.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from examples.support.corpus import TEMPLATES, Style, as_prompt, train_facts, write_answer
+from examples.support.corpus import TEMPLATES, Style, as_prompt, mistaken, train_facts, write_answer
 
 SOURCE = "offline-import"
 LICENSE = "Apache-2.0"
@@ -30,7 +30,7 @@ def _row(number: int, seed: int, rng: random.Random) -> dict[str, Any]:
     return {
         "id": f"{SOURCE}-{seed}-{number:05d}",
         "prompt": as_prompt(fact.ask(rng.choice(TEMPLATES))),
-        "chosen": write_answer(fact.place, CHOSEN, rng),
+        "chosen": write_answer(mistaken(fact.place, rng), CHOSEN, rng),
         "rejected": write_answer(fact.place, rejected, rng),
         "source": SOURCE,
         "license": LICENSE,

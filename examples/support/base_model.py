@@ -25,7 +25,7 @@ class Recipe:
     """What decides the weights, beside the code and the seed."""
 
     num_rows: int = 8000
-    num_steps: int = 500
+    num_steps: int = 650
     batch_size: int = 16
     hidden: int = 128
     layers: int = 3

@@ -25,7 +25,7 @@ class Taste:
     """A user likes an answer whose score is at least this."""
 
 
-GUIDED = Taste(correct=1.0, polite=1.0, steps=1.0, per_character=-0.006, contented_at=1.2)
+GUIDED = Taste(correct=1.0, polite=1.0, steps=1.0, per_character=-0.006, contented_at=1.4)
 """The demo's taste: right, friendly, as numbered steps, and short."""
 TERSE = Taste(correct=1.0, polite=-0.5, steps=0.5, per_character=-0.012, contented_at=0.1)
 """A second family: right and short above all, and no pleasantries."""
