@@ -32,6 +32,6 @@ down:  ## stop whatever `make up` or an interrupted `make demo` left
 	@if [ -x .venv/bin/hone ]; then .venv/bin/hone down; fi
 
 bench: setup  ## every benchmark; one JSON object each
-	@for file in benchmarks/[a-z]*.py; do $(PY) -m benchmarks.$$(basename $$file .py) --json; done
+	@for name in $$(grep -l __main__ benchmarks/*.py); do $(PY) -m benchmarks.$$(basename $$name .py) --json; done
 
 .PHONY: help setup demo test check up down bench

@@ -46,5 +46,5 @@ def test_an_unknown_variable_is_an_error_with_the_nearest_name() -> None:
 
 
 def test_a_missing_file_says_which(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none.toml"):
+    with pytest.raises(ConfigError, match=r"none\.toml"):
         load_settings({"HONE_CONFIG": str(tmp_path / "none.toml")})
