@@ -47,7 +47,7 @@ def main() -> int:
 
 def spread(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return minimum, median and maximum of each figure."""
-    names = ("demo_seconds", "cpu_seconds", "peak_pss_mb", "win_rate", "win_rate_low", "events_sent", "preference_pairs")
+    names = ["demo_seconds", "cpu_seconds", "peak_pss_mb", "win_rate", "win_rate_low", "events_sent"]
     values = {name: [found[name] for found in reports] for name in names}
     serving = [found["feedback_to_serving_seconds"]["last feedback to promotion"] for found in reports]
     values["last_feedback_to_promotion_seconds"] = serving

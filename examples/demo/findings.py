@@ -24,6 +24,10 @@ from hone.store.tables import FeedbackEventRow, FeedbackStateRow, ResponseRow, R
 from serving.tally import fold, start_tally
 
 
+GATHERING = "gathering to the threshold"
+TOTAL = "last feedback to promotion"
+
+
 def findings(world: World, story: Story, timings: list[Timing], usage: Usage) -> dict[str, Any]:
     """Return everything that `report.json` holds."""
     assert story.good_rollout and story.comparison and story.bad_rollout and story.good and story.bad
@@ -115,8 +119,8 @@ def feedback_to_serving(session: Session, story: Story) -> dict[str, float]:
         )
     ).one()
     marks: list[tuple[str, datetime]] = [
-        ("gathering", first),
-        ("threshold", request.created_at),
+        ("first feedback", first),
+        (GATHERING, request.created_at),
         ("claim", request.claimed_at),
         ("freeze", run.started_at),
         ("train and evaluate", run.finished_at),
@@ -125,7 +129,7 @@ def feedback_to_serving(session: Session, story: Story) -> dict[str, float]:
         ("promotion", rollout.ended_at),
     ]
     seconds = {name: (later - earlier).total_seconds() for (_, earlier), (name, later) in pairwise(marks)}
-    return {**seconds, "last feedback to promotion": (rollout.ended_at - last).total_seconds()}
+    return {**seconds, TOTAL: (rollout.ended_at - last).total_seconds()}
 
 
 def e_process(session: Session, row: RolloutRow | None) -> list[tuple[int, float, float]]:

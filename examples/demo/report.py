@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from examples.demo.findings import GATHERING, TOTAL
+
 GOOD, BAD, GREY = "#1b7f5c", "#b3402a", "#8a8f98"
 
 
@@ -57,8 +59,9 @@ def print_report(report: dict[str, Any], console: Console, folder: Path) -> None
 def steps(report: dict[str, Any]) -> str:
     """Return the seconds by step in one line."""
     seconds = dict(report["feedback_to_serving_seconds"])
-    total = seconds.pop("last feedback to promotion")
-    return f"{total:.0f} s (" + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ")"
+    total, _ = seconds.pop(TOTAL), seconds.pop(GATHERING)
+    largest = [f"{name} {value:.0f}" for name, value in seconds.items() if value >= 0.5]
+    return f"{total:.0f} s from the last rating to the promotion ({', '.join(largest)})"
 
 
 def facts(report: dict[str, Any]) -> str:
@@ -129,7 +132,7 @@ def draw_tests(axis: Any, report: dict[str, Any]) -> None:
 def draw_steps(axis: Any, report: dict[str, Any]) -> None:
     """Draw the seconds of each step from feedback to serving."""
     seconds = dict(report["feedback_to_serving_seconds"])
-    seconds.pop("last feedback to promotion")
+    seconds.pop(TOTAL)
     names = list(seconds)[::-1]
     bars = axis.barh(names, [seconds[name] for name in names], color=GOOD)
     axis.bar_label(bars, fmt="%.1f s", padding=3, fontsize=8)

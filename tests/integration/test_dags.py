@@ -20,8 +20,8 @@ print(json.dumps({
     "errors": bag.import_errors,
     "torch": sorted(name for name in ("torch", "transformers", "trl") if name in sys.modules),
     "dags": {dag_id: {
-        "doc": dag.doc_md or "", "catchup": dag.catchup, "max_active_runs": dag.max_active_runs, "tags": sorted(dag.tags),
-        "tasks": {task.task_id: {"retries": task.retries, "pool": task.pool, "queue": task.queue} for task in dag.tasks},
+        "doc": dag.doc_md or "", "catchup": dag.catchup, "max_active_runs": dag.max_active_runs,
+        "tasks": {t.task_id: {"retries": t.retries, "pool": t.pool, "queue": t.queue} for t in dag.tasks},
     } for dag_id, dag in bag.dags.items()},
 }))
 """
