@@ -81,7 +81,7 @@ def read_uuid(text: str, what: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is not the id of a {what}: copy it from the list") from None
+        raise ConfigError(f"{text!r} is not an id (of one {what}): copy it from the list") from None
 
 
 def run_program(*words: str) -> None:

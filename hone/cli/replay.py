@@ -67,8 +67,12 @@ def replay(
     if dry_run:
         return show_json(describe_scripts(read_scripts(request))) if as_json else show_plan(request)
     settings = current_settings()
-    with progress(1, f"replaying {file.name}") as bar:
-        account = run_replay(settings, request, partial(transaction, settings), Bar(bar))
+    try:
+        with progress(1, f"replaying {file.name}") as bar:
+            account = run_replay(settings, request, partial(transaction, settings), Bar(bar))
+    except KeyboardInterrupt:
+        click.echo("stopped: the same command goes on where this one has ended", err=True)
+        raise
     show_json(account.as_json()) if as_json else show_account(account)
     if account.differences:
         raise SystemExit(1)

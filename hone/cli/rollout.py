@@ -69,8 +69,8 @@ def plan(
         rows = [forecast(rules, users, rate, lift) for lift in lifts or LIFTS if 0 <= rate + lift <= 1]
     if as_json:
         return show_json({"users_per_day": users, "base_rate": rate, "goal": rules.goal, "forecasts": rows})
-    click.echo(f"{users:.4g} users a day rate {rules.goal}, mean {rate:.3f}; undecided after ")
-    click.echo(f"{rules.horizon_pairs} pairs of users or {duration(rules.horizon_s)}: rolled back\n")
+    horizon = f"{rules.horizon_pairs} pairs of users or {duration(rules.horizon_s)}"
+    click.echo(f"{users:.4g} users a day rate {rules.goal}, mean {rate:.3f}; undecided after {horizon}: rolled back\n")
     table([plan_row(row) for row in rows], False, "a canary cannot be better than a mean of 1")
 
 

@@ -12,7 +12,7 @@ from hone.local.airflow import airflow_environment, airflow_programs, prepare_ai
 from hone.local.broker import Broker
 from hone.local.checkout import checkout
 from hone.local.ports import require_free
-from hone.local.processes import Supervisor
+from hone.local.processes import Supervisor, refuse_second_stack
 from hone.local.stack import (
     Place,
     Ports,
@@ -36,6 +36,7 @@ def start_stack(*, mode: str, config: Path, with_airflow: bool, say: Callable[[s
         Conflict: a stack already runs here. ConfigError: a port is taken. ProgramFailed: a part did not start.
     """
     root = checkout()
+    refuse_second_stack(STATE_FILE.absolute())
     place = Place(
         root=root, data=Path("var/up").absolute(), libs=Path("var/kafka/libs").absolute(), ports=Ports.fixed()
     )

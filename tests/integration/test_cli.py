@@ -282,7 +282,7 @@ def test_a_person_can_ask_for_a_retraining_and_take_it_back(run: Run, sessions: 
     assert read(run("requests", "list", "--json"))[0]["status"] == "cancelled"
     assert audit(sessions) == [("retrain.request", "new recipe", "ann"), ("retrain.cancel", "typo", "ann")]
     assert "does not exist" in run("retrain", "--dataset", "none", "--reason", "x", code=1).stderr
-    assert "is not the id of a request" in run("requests", "cancel", "7", "--reason", "x", code=1).stderr
+    assert "is not an id (of one request)" in run("requests", "cancel", "7", "--reason", "x", code=1).stderr
 
 
 def test_a_frozen_platform_takes_the_wish_and_says_that_it_waits(run: Run) -> None:
