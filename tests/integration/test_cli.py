@@ -1,77 +1,39 @@
 """The command line on a real Postgres: what each command shows, changes, refuses and leaves in the audit log."""
 
 import json
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from hone.cli import cli
 from hone.cli.context import utc_now
 from hone.ids import user_id, uuid7
-from hone.records import FEEDBACK_TOPIC, GateResult, TrafficPlan, Verdict
-from hone.store.audit import first_broken
+from hone.records import FEEDBACK_TOPIC, GateResult, Verdict
 from hone.store.dead_letters import DeadLetter, add_dead_letters
 from hone.store.evaluations import add_evaluations
 from hone.store.events import store_events
 from hone.store.runs import finish_run, start_run
 from hone.store.tables import (
     ApiKeyRow,
-    AuditRow,
     DatasetRow,
     FeedbackEventRow,
     PreferencePairRow,
     ResponseRow,
     RetrainRequestRow,
-    RolloutRow,
 )
 from hone.tokens import Claims, parse_keys
+from tests.support.cli import Run, Sessions, audit, make_run, read
 from tests.support.events import encode, feedback, response, uid
-from tests.support.gateway import IDENTITY_KEY, KEY, TOKEN_KEYS, gateway
+from tests.support.gateway import IDENTITY_KEY, TOKEN_KEYS
 from tests.support.rollouts import add_models, enter_canary, start_rollout
-
-Sessions = sessionmaker[Session]
-Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run(store_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`run("pairs", "--json")` runs the command; it ends well unless `code` says otherwise, never in a traceback."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "HONE_DATABASE_URL": store_url,
-        "HONE_IDENTITY_KEY": IDENTITY_KEY,
-        "HONE_TOKEN_KEYS": TOKEN_KEYS,
-        "HONE_ADMIN_KEY": KEY,
-    }.items():
-        monkeypatch.setenv(name, value)
-
-    def run(*words: object, code: int = 0) -> Result:
-        result = CliRunner().invoke(cli, [str(word) for word in words])
-        assert result.exit_code == code, result.output
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
-        return result
-
-    return run
-
-
-def read(result: Result) -> Any:
-    return json.loads(result.stdout)
-
-
-def audit(sessions: Sessions) -> list[tuple[str, str, str]]:
-    """Action, reason and actor of each row; the chain of hashes must hold."""
-    with sessions() as session:
-        assert first_broken(session) is None
-        return [
-            (row.action, row.reason, row.actor) for row in session.scalars(select(AuditRow).order_by(AuditRow.audit_id))
-        ]
+    return make_run(store_url, monkeypatch, tmp_path)
 
 
 def add_pair(session: Session, name: str, *, user: str = "ann", **fields: Any) -> None:
@@ -319,124 +281,3 @@ def test_runs_and_lineage_lead_from_an_answer_to_its_model(run: Run, sessions: S
     assert by_id["model"]["model_version"] == "new"
     assert "new" in run("lineage", answer).stdout
     assert "is not stored" in run("lineage", uuid7(), code=1).stderr
-
-
-POLICY = "horizon_pairs = 300\nmin_canary_users = 20\n[[stages]]\nweight = 0.5\nmin_users = 20\n"
-
-
-def test_a_rollout_is_started_held_and_taken_back_by_hand(run: Run, sessions: Sessions, tmp_path: Path) -> None:
-    with sessions.begin() as session:
-        add_models(session)
-    policy = tmp_path / "policy.toml"
-    policy.write_text(POLICY)
-    assert "no rollout is live" in run("rollout", "pause", "--reason", "x", code=1).stderr
-    started = run("rollout", "start", "new", "--policy", policy, "--reason", "try it", "--actor", "ann")
-    assert "it gets no traffic before HONE_MODE=active" in started.stderr
-    assert "is live" in run("rollout", "start", "new", "--policy", policy, "--reason", "again", code=1).stderr
-    with sessions.begin() as session:
-        enter_canary(session, session.scalars(select(RolloutRow.rollout_id)).one(), weight=0.5)
-    run("rollout", "pause", "--reason", "let me look")
-    run("rollout", "resume", "--reason", "fine")
-    assert "cannot resume a rollout that is canary" in run("rollout", "resume", "--reason", "x", code=1).stderr
-    run("rollout", "rollback", "--reason", "no")
-    found = read(run("rollout", "status", "--json"))
-    phases = [change["to_phase"] for change in found["transitions"]]
-    assert phases == ["canary", "paused", "canary", "rolling_back"]
-    assert "paused → canary" in run("rollout", "status").stdout
-    assert read(run("rollout", "list", "--json"))[0]["phase"] == "rolling_back"
-    assert "rollout.rollback" in [action for action, _, _ in audit(sessions)]
-
-
-def test_a_promotion_by_hand_moves_stable(run: Run, sessions: Sessions) -> None:
-    with sessions.begin() as session:
-        add_models(session)
-        enter_canary(session, start_rollout(session))
-    run("rollout", "promote", "--reason", "urgent fix")
-    assert read(run("status", "--json"))["stable"]["model_version"] == "new"
-
-
-def test_the_plan_of_a_rollout_comes_from_the_votes_that_are_stored(
-    run: Run, sessions: Sessions, tmp_path: Path
-) -> None:
-    policy = tmp_path / "policy.toml"
-    policy.write_text(POLICY)
-    assert "nobody rated thumbs" in run("rollout", "plan", "--policy", policy, code=1).stderr
-    asked = run(
-        "rollout", "plan", "--policy", policy, "--users-per-day", 1000, "--base-rate", 0.6, "--lift", 0.3, "--json"
-    )
-    forecast = read(asked)["forecasts"][0]
-    assert forecast["promoted_share"] > 0.9
-    assert 0 < forecast["median_days"] < 1
-
-    ago = {"occurred_at": utc_now() - timedelta(hours=12)}
-    with sessions.begin() as session:
-        for n in range(10):
-            user, track = f"user{n}", "replay" if n > 7 else "stable"
-            vote = feedback("thumbs", f"r{n}", user=user, value=1.0 if n % 2 else -1.0, **ago)
-            store_events(session, [response(f"r{n}", turn=f"t{n}", user=user, track=track)], [vote])
-    found = read(run("rollout", "plan", "--policy", policy, "--lift", 0.3, "--json"))
-    assert found["users_per_day"] == pytest.approx(16, rel=0.01), "8 in half a day; replayed people do not count"
-    assert found["base_rate"] == 0.5
-    assert "+30%" in run("rollout", "plan", "--policy", policy, "--lift", 0.3).stdout
-
-
-def test_break_glass_needs_the_gateway_alone(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HONE_DATABASE_URL", "postgresql+psycopg2://nobody@127.0.0.1:9/none")
-    rollout_id, words = uuid7(), ("rollout", "rollback", "--break-glass", "--reason", "harm", "--actor", "ann")
-    with gateway(tmp_path / "gateway", "http://127.0.0.1:9") as served:
-        monkeypatch.setenv("HONE_GATEWAY_URL", served.url)
-        assert "follows no rollout" in run(*words).stdout
-        plan = TrafficPlan(
-            fence=1,
-            stable="m-old",
-            canary="m-new",
-            canary_weight=0.5,
-            rollout_id=rollout_id,
-            stage=0,
-            expires_at=utc_now() + timedelta(minutes=5),
-        )
-        served.take(plan)
-        assert "canary weight 0" in run(*words).stdout
-        state = served.http.get("/v1/router/plan").json()
-        assert (state["weight_in_force"], state["broken_glass"]) == (0.0, [str(rollout_id)])
-        served.take(msgspec.structs.replace(plan, fence=2))
-        assert served.http.get("/v1/router/plan").json()["weight_in_force"] == 0.0
-        monkeypatch.setenv("HONE_ROUTER_URLS", json.dumps([served.url, "http://127.0.0.1:9"]))
-        failed = run(*words, code=1)
-    assert "no answer" in failed.stdout
-    assert "not every router has it" in failed.stderr
-
-
-def test_a_replay_without_gateway_or_key_ends_in_one_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    row = {"id": "a", "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "x"}, {"text": "y"}]}
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row | {"preferences": [{"a": 0, "b": 1, "p_b_better": 1.0}]}))
-    assert read(run("replay", file, "--dry-run", "--json"))["conversations"] == 1
-    monkeypatch.setenv("HONE_GATEWAY_URL", "http://127.0.0.1:9")
-    assert "no gateway answers at http://127.0.0.1:9" in run("replay", file, code=1).stderr
-    with gateway(tmp_path / "gateway", "http://127.0.0.1:9") as served:
-        monkeypatch.setenv("HONE_GATEWAY_URL", served.url)
-        monkeypatch.setenv("HONE_ADMIN_KEY", "another key")
-        assert "is HONE_ADMIN_KEY the gateway's?" in run("replay", file, code=1).stderr
-    monkeypatch.setenv("HONE_ADMIN_KEY", "")
-    assert "admin_key is not set" in run("replay", file, code=1).stderr
-
-
-def test_what_a_replay_lost_is_named_and_the_exit_code_says_so(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Here a gateway and a broker answer, but nobody carries the events to Postgres."""
-    row = {"id": "a", "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "x"}, {"text": "y"}]}
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row | {"preferences": [{"a": 0, "b": 1, "p_b_better": 0.5}]}))
-    with gateway(tmp_path / "gateway", "http://127.0.0.1:9") as served:
-        monkeypatch.setenv("HONE_GATEWAY_URL", served.url)
-        lost = run("replay", file, "--deadline", "0.5", "--json", code=1)
-    account = read(lost)
-    assert account["accounted_for"] is False
-    assert account["differences"][:2] == [
-        "1 of 1 answers are not in Postgres",
-        "1 of 1 thumbs events are not in Postgres",
-    ]
