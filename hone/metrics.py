@@ -96,3 +96,36 @@ ROLLOUT_TRANSITIONS = Counter(
 RECONCILE_SECONDS = Histogram("hone_reconcile_seconds", "One look of the controller, start to end.", buckets=SECONDS)
 RECONCILE_FAILURES = Counter("hone_reconcile_failures_total", "Looks that did not end well.", ["reason"])
 CONTROLLER_LEADER = Gauge("hone_controller_leader", "1 while this controller holds the lease.")
+
+# Monitor (what only the database knows; times are 0 or absent before the first) --------------------------------------
+
+PENDING_REQUESTS = Gauge("hone_pending_requests", "Retrain requests that are open or claimed.", ["status"])
+PENDING_REQUEST_AGE_SECONDS = Gauge("hone_pending_request_age_seconds", "Age of the oldest of them; 0 without one.")
+REQUEST_ENDED_AT = Gauge("hone_request_ended_timestamp_seconds", "When a retrain request last ended so.", ["status"])
+TRAINING_RUNS = Gauge("hone_training_runs", "Training runs so far, by how they stand.", ["status"])
+TRAINING_ENDED_AT = Gauge("hone_training_ended_timestamp_seconds", "When a training run last ended so.", ["status"])
+TRAINING_RUNNING_SECONDS = Gauge("hone_training_running_seconds", "Age of the run that trains now; 0 without one.")
+GATE_VERDICTS = Gauge("hone_gate_verdicts", "Verdicts so far.", ["gate", "verdict"])
+GATE_VERDICT = Gauge("hone_gate_verdict", "1 for what the gate said of the newest challenger.", ["gate", "verdict"])
+GATES_JUDGED_AT = Gauge("hone_gates_judged_timestamp_seconds", "When the newest challenger was judged.")
+ROLLOUTS = Gauge("hone_rollouts", "Rollouts so far, by phase.", ["phase"])
+ROLLOUT_ENDED_AT = Gauge("hone_rollout_ended_timestamp_seconds", "When a rollout last ended so.", ["phase"])
+CANARY_UNREADY_SECONDS = Gauge("hone_canary_unready_seconds", "How long the live rollout's canary is not loaded.")
+STABLE_MODEL = Gauge("hone_stable_model_info", "1 for the version that `stable` names.", ["model_version"])
+STABLE_SINCE = Gauge("hone_stable_since_timestamp_seconds", "Since when it does.")
+THUMBS = Counter("hone_thumbs_total", "Signed thumbs stored, by the arm that answered.", ["track", "value"])
+WAITING_DEAD_LETTERS = Gauge("hone_waiting_dead_letters", "Dead letters that nobody replayed.")
+FREEZE_AGE_SECONDS = Gauge("hone_freeze_age_seconds", "How long hone is frozen; 0 when it is not.")
+OBSERVE_MODE = Gauge("hone_observe_mode", "1 where hone collects, reports, and trains nothing.")
+PLAN_TTL_SECONDS = Gauge("hone_plan_ttl_seconds", "Age at which a router's plan has run out (a setting).")
+REWARD = Gauge("hone_reward_score", "Rewards of the newest answers of an arm.", ["track", "quantile"])
+DRIFT_LOG_E = Gauge("hone_drift_log_e", "Log evidence that a stream is not as it was at the baseline.", ["stream"])
+DRIFT_THRESHOLD_LOG = Gauge(
+    "hone_drift_threshold_log", "Log evidence that raises the alarm: ln(events between false ones)."
+)
+DRIFT_MEAN = Gauge(
+    "hone_drift_mean_ratio", "Mean of a stream, in [0, 1]: at the baseline, and of late.", ["stream", "of"]
+)
+MONITOR_SECONDS = Histogram("hone_monitor_seconds", "One look at the database.", buckets=SECONDS)
+MONITOR_FAILURES = Counter("hone_monitor_failures_total", "Looks that failed.", ["reason"])
+MONITOR_SUCCEEDED_AT = Gauge("hone_monitor_success_timestamp_seconds", "When a look last succeeded.")
