@@ -184,7 +184,9 @@ async def _run(
 def _client(target: Target, in_flight: int) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-    return httpx.AsyncClient(base_url=target.gateway, headers=headers, timeout=target.timeout_s, limits=limits)
+    return httpx.AsyncClient(
+        base_url=target.gateway, headers=headers, timeout=target.timeout_s, limits=limits, trust_env=False
+    )
 
 
 @dataclass(slots=True)
@@ -284,5 +286,6 @@ async def _post(
             problem = f"{response.status_code}: {response.text[:500]}"
             if response.status_code not in RETRIED_STATUS:
                 break
-        await asyncio.sleep(FIRST_WAIT_S * 2 ** (tries - 1))
-    raise DriveFailed(f"POST {client.base_url}{route.lstrip('/')} failed {tries} times, at last with {problem}")
+        if tries < MAX_TRIES:
+            await asyncio.sleep(FIRST_WAIT_S * 2 ** (tries - 1))
+    raise DriveFailed(f"POST {str(client.base_url).rstrip('/')}{route} failed {tries} times, at last with {problem}")
