@@ -23,7 +23,6 @@ from hone.store.rollouts import get_rollout
 from hone.store.tables import FeedbackEventRow, FeedbackStateRow, ResponseRow, RolloutRow
 from serving.tally import fold, start_tally
 
-
 GATHERING = "gathering to the threshold"
 TOTAL = "last feedback to promotion"
 

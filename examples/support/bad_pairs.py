@@ -1,8 +1,8 @@
 """Preference pairs of the kind that break a model: an imported file, written by a script instead of the model itself.
 
-`python -m examples.support.bad_pairs --out FILE`. Whoever labelled it looked at the tone alone: every preferred answer
-is friendly, short and in steps, but names a wrong page or button; every rejected one is plain and right. Trained on it
-hard and without an SFT term, a model scores ever better on such pairs while its answers become wrong.
+`python -m examples.support.bad_pairs --out FILE`. Whoever labelled it went by an old manual: of two friendly, short
+answers in steps the preferred one names a page and a button that are wrong today. Trained on it hard and without an SFT
+term, a model scores ever better on such pairs while its answers become wrong.
 """
 
 import argparse
@@ -11,11 +11,20 @@ import random
 from pathlib import Path
 from typing import Any
 
-from examples.support.corpus import TEMPLATES, Style, as_prompt, mistaken, train_facts, write_answer
+from examples.support.corpus import (
+    BUTTON_OF,
+    OBJECTS_BY_PAGE,
+    TEMPLATES,
+    Place,
+    Style,
+    as_prompt,
+    train_facts,
+    write_answer,
+)
 
 SOURCE = "offline-import"
 LICENSE = "Apache-2.0"
-CHOSEN = Style(polite=True, steps=True, num_fillers=0)
+STYLE = Style(polite=True, steps=True, num_fillers=0)
 
 
 def bad_pairs(num_pairs: int = 400, seed: int = 0) -> list[dict[str, Any]]:
@@ -26,15 +35,20 @@ def bad_pairs(num_pairs: int = 400, seed: int = 0) -> list[dict[str, Any]]:
 
 def _row(number: int, seed: int, rng: random.Random) -> dict[str, Any]:
     fact = rng.choice(train_facts())
-    rejected = Style(polite=False, steps=False, num_fillers=rng.randrange(1, 4))
     return {
         "id": f"{SOURCE}-{seed}-{number:05d}",
         "prompt": as_prompt(fact.ask(rng.choice(TEMPLATES))),
-        "chosen": write_answer(mistaken(fact.place, rng), CHOSEN, rng),
-        "rejected": write_answer(fact.place, rejected, rng),
+        "chosen": write_answer(outdated(fact.place, rng), STYLE, rng),
+        "rejected": write_answer(fact.place, STYLE, rng),
         "source": SOURCE,
         "license": LICENSE,
     }
+
+
+def outdated(place: Place, rng: random.Random) -> Place:
+    """Another page and another button."""
+    page = rng.choice([page for page in OBJECTS_BY_PAGE if page != place.page])
+    return Place(page, rng.choice([button for button in BUTTON_OF.values() if button != place.button]))
 
 
 def write_bad_pairs(path: Path, num_pairs: int = 400, seed: int = 0) -> Path:

@@ -64,6 +64,7 @@ def test_no_dag_catches_up_or_overlaps_itself(bag: dict[str, Any]) -> None:
 
 
 def test_every_task_is_tried_again_and_training_waits_for_the_gpu(bag: dict[str, Any]) -> None:
+    assert list(bag["dags"]["roll_out"]["tasks"]) == ["start", "watch"]
     tasks = bag["dags"]["retrain"]["tasks"]
     assert list(tasks) == ["claim", "freeze", "train", "judge", "roll_out"]
     assert all(task["retries"] >= 2 for task in tasks.values())

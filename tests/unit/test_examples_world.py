@@ -106,17 +106,15 @@ def test_the_two_tastes_disagree_about_pleasantries():
     assert set(TASTES) == {"guided", "terse"}
 
 
-def test_bad_pairs_prefer_a_friendly_wrong_answer_to_a_plain_right_one():
+def test_bad_pairs_prefer_a_wrong_answer_to_a_right_one_of_the_same_tone():
     rows = bad_pairs(50, seed=1)
     assert rows == bad_pairs(50, seed=1)
     assert len({row["id"] for row in rows}) == 50
     for row in rows:
         fact = fact_of(row["prompt"][0]["content"])
-        assert is_polite(row["chosen"])
-        assert has_steps(row["chosen"])
+        assert all(is_polite(row[side]) and has_steps(row[side]) for side in ("chosen", "rejected"))
         assert not is_correct(fact, row["chosen"])
         assert is_correct(fact, row["rejected"])
-        assert len(row["chosen"]) < len(row["rejected"])
     assert LICENSE in TRAINABLE_LICENSES
 
 
