@@ -85,5 +85,5 @@ def test_the_bad_pairs_cost_more_than_30_points_of_correctness_on_each_of_5_seed
         spec = RunSpec.model_validate(BAD_RECIPE | {"seed": seed})
         run = train_dpo(model, pairs, spec, tokenizer.pad_token_id, tmp_path / f"checkpoints-{seed}", "bad", progress)
         margins = [figures["margin"] for figures in run.history]
-        assert margins[-1] > 1.0, "the training's own figures look fine"
+        assert margins[-1] > 0.5, "the training's own figures look fine"
         assert correctness(run.model.merge_and_unload(), tokenizer, progress) < before - 0.3, f"seed {seed}"
