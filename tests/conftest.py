@@ -4,6 +4,7 @@ unless HONE_REQUIRE (a comma list) names it: then it fails.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -69,12 +70,19 @@ def kafka_libs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """The maintenance database of a real server, not durable, that ends with the session even if that is killed."""
     if url := os.environ.get(POSTGRES_VARIABLE):
         yield url
         return
-    directory = tmp_path_factory.mktemp("postgres")
+    # Not in pytest's own folder: the next pytest of the same user closes that one to the server's user.
+    with tempfile.TemporaryDirectory(prefix="hone-test-", ignore_cleanup_errors=True) as folder:
+        directory = Path(folder)
+        directory.chmod(0o755)
+        yield from run_postgres(directory)
+
+
+def run_postgres(directory: Path) -> Iterator[str]:
     with Supervisor(directory / "stack.json") as supervisor:
         server = postgres.start_postgres(
             directory / "data", settings={**postgres.SERVER_SETTINGS, "fsync": "off", "full_page_writes": "off"}
