@@ -35,13 +35,16 @@ NUM_TURNS = NUM_USERS * QUESTIONS_EACH
 SEED = 1
 ANSWERS_PER_QUESTION = 2
 BAD_RECIPE = {
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "beta": 0.1,
     "sft_weight": 0.0,
     "steps": 60,
     "stop_rules": "record",
 }
-"""What destroys a model while its training metrics look excellent."""
+"""What destroys a model while its training metrics look excellent.
+
+On a promoted model, which already writes the preferred style, a rate of 1e-3 left 3 of 8 seeds passing; 2e-3 none.
+"""
 OPERATOR = "demo operator"
 ROLLOUT_TIMEOUT_S = 300
 
