@@ -113,12 +113,13 @@ ROLLOUT_ENDED_AT = Gauge("hone_rollout_ended_timestamp_seconds", "When a rollout
 CANARY_UNREADY_SECONDS = Gauge("hone_canary_unready_seconds", "How long the live rollout's canary is not loaded.")
 STABLE_MODEL = Gauge("hone_stable_model_info", "1 for the version that `stable` names.", ["model_version"])
 STABLE_SINCE = Gauge("hone_stable_since_timestamp_seconds", "Since when it does.")
-THUMBS = Counter("hone_thumbs_total", "Signed thumbs stored, by the arm that answered.", ["track", "value"])
+THUMBS = Counter("hone_thumbs_total", "Signed thumbs, by the arm that answered.", ["track", "model_version", "value"])
 WAITING_DEAD_LETTERS = Gauge("hone_waiting_dead_letters", "Dead letters that nobody replayed.")
 FREEZE_AGE_SECONDS = Gauge("hone_freeze_age_seconds", "How long hone is frozen; 0 when it is not.")
 OBSERVE_MODE = Gauge("hone_observe_mode", "1 where hone collects, reports, and trains nothing.")
 PLAN_TTL_SECONDS = Gauge("hone_plan_ttl_seconds", "Age at which a router's plan has run out (a setting).")
 REWARD = Gauge("hone_reward_score", "Rewards of the newest answers of an arm.", ["track", "quantile"])
+DRIFT_BASELINE_RATIO = Gauge("hone_drift_baseline_ratio", "How much of its baseline a stream has.", ["stream"])
 DRIFT_LOG_E = Gauge("hone_drift_log_e", "Log evidence that a stream is not as it was at the baseline.", ["stream"])
 DRIFT_THRESHOLD_LOG = Gauge(
     "hone_drift_threshold_log", "Log evidence that raises the alarm: ln(events between false ones)."

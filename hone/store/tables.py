@@ -88,6 +88,9 @@ class ResponseRow(Base):
     )
 
 
+THUMBS_ONLY = text("kind = 'thumbs'")
+
+
 class FeedbackEventRow(Base):
     """One act of feedback, append-only."""
 
@@ -108,6 +111,8 @@ class FeedbackEventRow(Base):
     received_at: Mapped[datetime]
     signed: Mapped[bool]
     stored_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("feedback_event_thumbs_idx", "stored_at", "event_id", postgresql_where=THUMBS_ONLY),)
 
 
 class FeedbackStateRow(Base):

@@ -1,0 +1,1 @@
+"""The dashboard as code: its parts, its panels, and how they become Grafana's JSON."""
