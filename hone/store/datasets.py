@@ -148,12 +148,6 @@ def write_dataset(session: Session, dataset_id: str, directory: Path) -> None:
         (directory / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def latest_dataset(session: Session, source: str = FEEDBACK) -> str | None:
-    """Return the id of the newest dataset of this source."""
-    statement = select(DatasetRow.dataset_id).where(DatasetRow.source == source)
-    return session.scalar(statement.order_by(DatasetRow.created_at.desc()).limit(1))
-
-
 def split_history(session: Session, source: str | None = None) -> dict[str, str]:
     """Return the split that each prompt had in earlier datasets (of `source`, if given); a held-out one wins."""
     item = func.jsonb_array_elements(DatasetRow.manifest["rows"]).table_valued(column("value", JSONB), name="item")
@@ -346,15 +340,3 @@ def rebuilt_import(manifest: Mapping[str, Any], file: Path | None) -> list[Candi
         )
     by_origin = {candidate.origin: candidate for candidate in imported_candidates(file, manifest["source"])}
     return [by_origin[entry["origin"]] for entry in manifest["rows"]]
-
-
-__all__ = [
-    "freeze_pairs",
-    "get_dataset",
-    "import_pairs",
-    "latest_dataset",
-    "read_bodies",
-    "rebuild",
-    "split_history",
-    "write_dataset",
-]

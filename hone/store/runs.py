@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -73,12 +73,6 @@ def finish_run(session: Session, run_id: str, metrics: dict[str, Any], now: date
 def fail_run(session: Session, run_id: str, detail: str, now: datetime) -> None:
     """Mark the run failed; `detail` says why and where its log is."""
     _end(session, run_id, now, status="failed", detail=detail)
-
-
-def runs_of_request(session: Session, request_id: UUID) -> list[TrainingRunRow]:
-    """Return the request's runs, the latest first."""
-    statement = select(TrainingRunRow).where(TrainingRunRow.request_id == request_id)
-    return list(session.scalars(statement.order_by(TrainingRunRow.started_at.desc())))
 
 
 def _end(session: Session, run_id: str, now: datetime, **values: Any) -> None:
