@@ -35,7 +35,7 @@ NUM_TURNS = NUM_USERS * QUESTIONS_EACH
 SEED = 1
 ANSWERS_PER_QUESTION = 2
 BAD_RECIPE = {
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
     "beta": 0.1,
     "sft_weight": 0.0,
     "steps": 60,
