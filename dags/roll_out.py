@@ -1,8 +1,8 @@
 """Roll out: start the rollout of a registered version by hand, and watch it to its end.
 
-**Reads** the gates of the version, the stable model, the policy. **Writes** a rollout and an audit row. **Impact of
-failure**: none on traffic; a failed start changes nothing, a failed watch leaves the rollout to its controller. A run
-that is red at `watch` says that the version was rolled back, with the reason in the task's log.
+**Reads** the gates of the version, the stable model, the policy. **Writes** a rollout and an audit row.
+**Impact of failure**: none on traffic; a failed start changes nothing, a failed watch leaves the rollout to its
+controller. A run that is red at `watch` says that the version was rolled back, with the reason in the task's log.
 """
 
 from datetime import UTC, datetime, timedelta

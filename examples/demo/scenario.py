@@ -41,10 +41,7 @@ BAD_RECIPE = {
     "steps": 60,
     "stop_rules": "record",
 }
-"""What destroys a model while its training metrics look excellent.
-
-On a promoted model, which already writes the preferred style, a rate of 1e-3 left 3 of 8 seeds passing; 2e-3 none.
-"""
+"""What destroys a model while its training metrics look excellent."""
 OPERATOR = "demo operator"
 ROLLOUT_TIMEOUT_S = 300
 

@@ -188,7 +188,7 @@ def test_workers_and_writers_at_once_end_with_the_pairs_of_a_full_derivation(ses
     drain(sessions)
     pairs, labels = held(sessions, turns_of(records))
     assert (pairs, labels) == recomputed(records)
-    assert len(pairs) > 100
+    assert len(pairs) > 50
 
 
 def revisions(sessions: Sessions) -> dict[tuple[str, bool], int]:
