@@ -15,7 +15,7 @@ from hone.health import Pulse, serve_health
 from hone.settings import load_settings
 from hone.store.engine import make_engine, make_sessions
 from monitoring.board import dashboard as board
-from monitoring.exporter import Monitor, Watch, keep_looking
+from monitoring.exporter import SETTLE_S, Monitor, Watch, keep_looking
 from monitoring.rewards import Rewards
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ SCORE_TIMEOUT_S = 60.0
 @click.option("--interval-s", default=10.0, show_default=True, help="Time between two looks.")
 @click.option("--score-model", help="Version in the runtime that scores live answers; a reward model, as a rule.")
 @click.option("--baseline", "num_baseline", default=2000, show_default=True, help="Events of a drift baseline.")
+@click.option("--settle-s", default=SETTLE_S, show_default=True, help="Thumbs are read this long after their storage.")
 @click.option("--false-alarm-events", default=1e6, show_default=True, help="Events between two false drift alarms.")
 @click.pass_context
 def cli(
@@ -38,6 +39,7 @@ def cli(
     interval_s: float,
     score_model: str | None,
     num_baseline: int,
+    settle_s: float,
     false_alarm_events: float,
 ) -> None:
     """Watch the database until SIGTERM."""
@@ -49,7 +51,7 @@ def cli(
     pulse = Pulse(max_age_s=60 + 2 * interval_s + SCORE_TIMEOUT_S)
     serve_health(metrics_port, pulse, metrics_host)
     sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-monitor"))
-    watch = Watch(num_baseline=num_baseline, false_alarm_events=false_alarm_events)
+    watch = Watch(num_baseline=num_baseline, false_alarm_events=false_alarm_events, settle_s=settle_s)
     with httpx.Client(base_url=settings.runtime_url, timeout=SCORE_TIMEOUT_S, trust_env=False) as client:
         rewards = Rewards(client, score_model, now) if score_model else None
         monitor = Monitor(sessions, settings, watch, now, rewards, pulse.beat)

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event
@@ -27,7 +28,14 @@ logger = logging.getLogger(__name__)
 
 SETTLE_S = 10.0
 CHUNK = 5000
-READ_ONLY = "SET TRANSACTION READ ONLY"
+
+
+@contextmanager
+def reading(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    """Give a session in which Postgres refuses every write."""
+    with sessions.begin() as session:
+        session.execute(text("SET TRANSACTION READ ONLY"))
+        yield session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +69,18 @@ class Monitor:
         Raises:
             DBAPIError: Postgres does not answer. Retryable: the runtime does not score.
         """
-        with self.sessions.begin() as session:
-            session.execute(text(READ_ONLY))
+        with reading(self.sessions) as session:
             facts = read_facts(session)
         show_facts(facts, now)
         show_settings(self.settings)
         self.follow_stable(facts)
         self.read_thumbs()
+        threshold_log = drift.threshold_log(self.watch.false_alarm_events, len(self.streams))
+        show_drift(self.streams, threshold_log)
+        metrics.MONITOR_SUCCEEDED_AT.set(now.timestamp())
         if self.rewards is not None:
             self.read_rewards(self.rewards)
-        show_drift(self.streams, drift.threshold_log(self.watch.false_alarm_events, 2 if self.rewards else 1))
+            show_drift(self.streams, threshold_log)
 
     def follow_stable(self, facts: Facts) -> None:
         """Start all streams anew when another version became stable, from the moment at which it did."""
@@ -89,8 +99,7 @@ class Monitor:
         rows: Any = None
         while rows is None or len(rows) == CHUNK:
             assert self.position is not None
-            with self.sessions.begin() as session:
-                session.execute(text(READ_ONLY))
+            with reading(self.sessions) as session:
                 rows = read_thumbs(session, self.position, settle_s=self.watch.settle_s, limit=CHUNK)
             if rows:
                 self.position = Position(rows[-1].stored_at, rows[-1].event_id)
@@ -104,8 +113,7 @@ class Monitor:
 
     def read_rewards(self, rewards: Rewards) -> None:
         """Score the newest answers; stable's feed their stream."""
-        with self.sessions.begin() as session:
-            session.execute(text(READ_ONLY))
+        with reading(self.sessions) as session:
             answers = rewards.newest(session)
         scored = rewards.score(answers)
         ours = [s for a, s in scored if a.track == Track.STABLE and a.model_version == self.model_version]
@@ -119,7 +127,6 @@ def keep_looking(monitor: Monitor, stop: Event, interval_s: float) -> None:
         try:
             with metrics.MONITOR_SECONDS.time():
                 monitor.look(datetime.now(UTC))
-            metrics.MONITOR_SUCCEEDED_AT.set(time.time())
         except Retryable as error:
             count_failure("runtime", error)
         except DBAPIError as error:

@@ -53,7 +53,8 @@ class Rewards:
         try:
             reply = self.client.post("/v1/score", json={"model": self.model, "items": items}).raise_for_status()
         except httpx.HTTPError as error:
-            raise Retryable(f"no scores from {self.model} ({error}): load it into the runtime") from None
+            problem = str(error).partition("\n")[0]
+            raise Retryable(f"no scores from {self.model} ({problem}): load it into the runtime") from None
         scored = list(zip(answers, msgspec.json.decode(reply.content, type=Scores).scores, strict=True))
         for answer, score in scored:
             self.kept.setdefault(answer.track, deque(maxlen=NUM_KEPT)).append(score)
