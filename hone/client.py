@@ -9,6 +9,7 @@ Every event gets its id before the first try and keeps it through all of them, s
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,13 +102,13 @@ class _Memory:
         return self.event({**named, "kind": "outcome", "value": {"name": name, "value": value}})
 
 
-class _Feedback(Generic[Told]):
+class _Feedback(ABC, Generic[Told]):
     """The acts of feedback; each returns the event's id, in the way of the client, once the broker has the event."""
 
     _memory: _Memory
 
-    def _tell(self, call: Call) -> Told:
-        raise NotImplementedError
+    @abstractmethod
+    def _tell(self, call: Call) -> Told: ...
 
     def thumbs(
         self, value: int, *, answer: str | None = None, conversation: str | None = None, reasons: Sequence[str] = ()
