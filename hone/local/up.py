@@ -13,6 +13,7 @@ from hone.local.broker import Broker
 from hone.local.checkout import checkout
 from hone.local.ports import require_free
 from hone.local.processes import Supervisor, refuse_second_stack
+from hone.local.prometheus import WatchPorts, monitoring_programs
 from hone.local.stack import (
     Place,
     Ports,
@@ -40,7 +41,8 @@ def start_stack(*, mode: str, config: Path, with_airflow: bool, say: Callable[[s
     place = Place(
         root=root, data=Path("var/up").absolute(), libs=Path("var/kafka/libs").absolute(), ports=Ports.fixed()
     )
-    require_free([(name, port) for name, port in vars(place.ports).items() if with_airflow or name != "airflow"])
+    ports = {**vars(place.ports), **vars(WatchPorts())}
+    require_free([(name, port) for name, port in ports.items() if with_airflow or name != "airflow"])
     supervisor = Supervisor(STATE_FILE, detached=True)
     try:
         start_parts(supervisor, place, mode=mode, config=config.absolute(), with_airflow=with_airflow, say=say)
@@ -67,9 +69,9 @@ def start_parts(
         )
         env["HONE_AIRFLOW_URL"] = env["AIRFLOW__API__BASE_URL"]
     write_environment(ENVIRONMENT_FILE, env)
-    say("gateway, runtime, ingest, pair worker, controller …")
+    say("gateway, runtime, ingest, pair worker, controller, monitor …")
     models = stable_model(database_url)
-    supervisor.start_together(hone_programs(place, env, models))
+    supervisor.start_together([*hone_programs(place, env, models), *monitoring_programs(place, env)])
     if with_airflow:
         say("Airflow: database, then four components (about a minute) …")
         prepare_airflow(env, place.logs / "airflow-migrate.log")
@@ -114,6 +116,7 @@ def summary(place: Place, broker: Broker, mode: str, models: Mapping[str, Path],
     if "HONE_AIRFLOW_URL" in env:
         lines.append(f"Airflow   {env['HONE_AIRFLOW_URL']}")
     lines.append(f"stable    {next(iter(models), 'no model yet: `hone models add DIR --stable`')}")
-    if not shutil.which("prometheus"):
-        lines.append("metrics   served by every program; install Prometheus to keep them")
+    watched = f"http://127.0.0.1:{WatchPorts().prometheus}   (Prometheus: metrics and alerts)"
+    missing = "served by every program; install Prometheus to keep them and to be alerted"
+    lines.append(f"metrics   {watched if shutil.which('prometheus') else missing}")
     return "\n".join([*lines, "", "`hone status` shows it all, `hone down` stops it."])
