@@ -58,12 +58,13 @@ def runtime(host: str, port: int, models: tuple[str, ...], threads: int) -> None
 
 
 @cli.command()
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="0.0.0.0 in a container.")
 @click.option("--metrics-port", type=int, help="Serve /metrics and /healthz there.")
-def controller(metrics_port: int | None) -> None:
+def controller(metrics_host: str, metrics_port: int | None) -> None:
     """Carry rollouts out: look at the evidence, decide, send plans to the gateways."""
     from serving.controller import run
 
-    sys.exit(run(load_settings(), metrics_port))
+    sys.exit(run(load_settings(), metrics_port, metrics_host))
 
 
 async def serve(app: Any, host: str, port: int) -> None:

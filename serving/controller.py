@@ -307,7 +307,7 @@ def follows(view: RouterView, plan: TrafficPlan) -> bool:
     )
 
 
-def run(settings: Settings, metrics_port: int | None = None) -> int:
+def run(settings: Settings, metrics_port: int | None = None, metrics_host: str = "127.0.0.1") -> int:
     """Look every `settings.rollout.interval_s` until SIGTERM or SIGINT; return the exit code.
 
     Raises:
@@ -320,7 +320,7 @@ def run(settings: Settings, metrics_port: int | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     pulse = Pulse(max_age_s=LOAD_TIMEOUT_S + 10 * settings.rollout.interval_s)
-    server = None if metrics_port is None else serve_health(metrics_port, pulse)
+    server = None if metrics_port is None else serve_health(metrics_port, pulse, metrics_host)
     sessions = make_sessions(make_engine(settings.database_url, pool_size=2, program="hone-controller"))
     with LocalTraffic.from_settings(settings) as backend:
         controller = Controller(sessions, backend, settings)
