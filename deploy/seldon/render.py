@@ -1,0 +1,81 @@
+"""Print the Seldon manifests of a split, ready for `kubectl apply -f -`: `python -m deploy.seldon.render v2 --help`."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import click
+
+from hone.records import TrafficPlan
+from serving.traffic import seldon_v1, seldon_v2
+
+
+def options(command: Any) -> Any:
+    """Add what both lines ask for."""
+    for option in reversed(
+        (
+            click.option("--stable", required=True, help="Version that serves."),
+            click.option("--canary", help="Version on trial."),
+            click.option("--weight", default=0.0, help="The canary's share, 0 to 1; with 0 it only gets copies."),
+            click.option("--uri", "uris", multiple=True, required=True, help="VERSION=ADDRESS of its weights; repeat."),
+            click.option("--name", default="hone-chat", show_default=True),
+            click.option("--namespace", default="hone", show_default=True),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def make_plan(stable: str, canary: str | None, weight: float) -> TrafficPlan:
+    """Return the plan that the options describe; it is a person's, so it bears no fence of a controller."""
+    return TrafficPlan(
+        fence=0,
+        stable=stable,
+        canary=canary,
+        canary_weight=weight,
+        shadow=canary is not None and weight == 0,
+        rollout_id=uuid4() if canary else None,
+        stage=0 if canary else None,
+        expires_at=datetime.now(UTC) + timedelta(days=365),
+    )
+
+
+def show(*manifests: dict[str, Any]) -> None:
+    """Print one Kubernetes List; JSON is YAML."""
+    click.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}, indent=1))
+
+
+def by_version(uris: tuple[str, ...]) -> dict[str, str]:
+    """Return the addresses by version."""
+    return dict(uri.split("=", 1) for uri in uris)
+
+
+@click.group()
+def cli() -> None:
+    """Manifests of Seldon Core."""
+
+
+@cli.command()
+@options
+def v2(stable: str, canary: str | None, weight: float, uris: tuple[str, ...], name: str, namespace: str) -> None:
+    """One Model for each version and one Experiment (Seldon Core v2)."""
+    plan, found = make_plan(stable, canary, weight), by_version(uris)
+    versions = [version for version in (stable, canary) if version]
+    models = [seldon_v2.render_model(version, found[version], namespace=namespace) for version in versions]
+    show(*models, seldon_v2.render_experiment(plan, name=name, namespace=namespace))
+
+
+@cli.command()
+@options
+@click.option("--image", required=True, help="Image of the model server.")
+def v1(
+    stable: str, canary: str | None, weight: float, uris: tuple[str, ...], name: str, namespace: str, image: str
+) -> None:
+    """One SeldonDeployment with a predictor for each arm (Seldon Core v1)."""
+    plan = make_plan(stable, canary, weight)
+    show(seldon_v1.render_deployment(plan, name=name, namespace=namespace, image=image, model_uris=by_version(uris)))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,90 @@
+"""The Kubernetes base: the same programs as in docker-compose.yml, without anything secret."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from hone.settings import Settings
+from tests.support.compose import ROOT, services
+
+BASE = ROOT / "deploy" / "k8s" / "base"
+KUSTOMIZATION = yaml.safe_load((BASE / "kustomization.yaml").read_text())
+OBJECTS = [item for name in KUSTOMIZATION["resources"] for item in yaml.safe_load_all((BASE / name).read_text())]
+WORKLOADS = [item for item in OBJECTS if item["kind"] in {"Deployment", "StatefulSet", "Job"}]
+PROGRAMS = {item["metadata"]["name"]: item for item in WORKLOADS if item["kind"] != "Job"}
+
+
+def containers(workload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    pod = workload["spec"]["template"]["spec"]
+    yield from pod.get("initContainers", [])
+    yield from pod["containers"]
+
+
+def test_every_file_is_in_the_kustomization() -> None:
+    assert {path.name for path in BASE.glob("*.yaml")} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+
+
+def test_each_program_runs_composes_command_from_the_same_image() -> None:
+    found = {container["name"]: container for workload in WORKLOADS for container in containers(workload)}
+    for name, container in found.items():
+        service = services()[name]
+        assert container["command"] == service["command"]
+        assert service["image"].split(":")[0] == container["image"]
+    assert set(found) == {"gateway", "runtime", "ingest", "pairs", "controller", "monitor", "migrate", "topics"}
+    assert {image["name"] for image in KUSTOMIZATION["images"]} == {container["image"] for container in found.values()}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_probed_and_reached_where_it_listens(name: str) -> None:
+    (container,) = containers(PROGRAMS[name])
+    (port,) = container["ports"]
+    assert str(port["containerPort"]) == container["command"][-1]
+    for probe in ("livenessProbe", "startupProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == port["name"]
+    (service,) = (item for item in OBJECTS if item["kind"] == "Service" and item["metadata"]["name"] == name)
+    assert service["spec"]["selector"] == PROGRAMS[name]["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["ports"][0]["port"] == port["containerPort"]
+
+
+def test_nothing_runs_as_root_or_writes_outside_its_volumes() -> None:
+    for workload in WORKLOADS:
+        pod = workload["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]
+        mounts = {volume["name"] for volume in pod.get("volumes", [])} | {
+            claim["metadata"]["name"] for claim in workload["spec"].get("volumeClaimTemplates", [])
+        }
+        for container in containers(workload):
+            allowed = container["securityContext"]
+            assert allowed["readOnlyRootFilesystem"] and not allowed["allowPrivilegeEscalation"]
+            assert allowed["capabilities"]["drop"] == ["ALL"]
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= mounts
+
+
+def test_variables_are_settings_and_keys_come_from_secrets_that_are_not_here() -> None:
+    known = {f"HONE_{name.upper()}" for name in Settings.model_fields}
+    literals = [literal.split("=")[0] for entry in KUSTOMIZATION["configMapGenerator"] for literal in entry["literals"]]
+    assert set(literals) <= known
+    assert not [item for item in OBJECTS if item["kind"] == "Secret"]
+    keyed = {
+        name
+        for name, workload in PROGRAMS.items()
+        for container in containers(workload)
+        if {"secretRef": {"name": "hone-keys"}} in container["envFrom"]
+    }
+    assert keyed == {"gateway", "controller"}
+
+
+def test_every_gateway_hears_of_plans_before_it_is_ready() -> None:
+    literals = dict(
+        literal.split("=", 1) for entry in KUSTOMIZATION["configMapGenerator"] for literal in entry["literals"]
+    )
+    gateway = PROGRAMS["gateway"]["spec"]
+    routers = next(
+        item for item in OBJECTS if item["kind"] == "Service" and item["metadata"]["name"] == gateway["serviceName"]
+    )
+    assert routers["spec"]["publishNotReadyAddresses"] and routers["spec"]["clusterIP"] == "None"
+    expected = [f"http://gateway-{n}.{gateway['serviceName']}:8700" for n in range(gateway["replicas"])]
+    assert json.loads(literals["HONE_ROUTER_URLS"]) == expected
