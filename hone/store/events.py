@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from hone.records import Feedback, Response
-from hone.store.copy_text import array, copy_rows, encoded
+from hone.store.copy_text import array, copy_rows, encoded, joined
 from hone.store.erasure import ERASED
 
 RESPONSE_COLUMNS = (
@@ -22,6 +24,7 @@ FEEDBACK_COLUMNS = (
     *("event_id", "kind", "response_id", "conversation_id", "turn_id", "user_id", "value", "text", "name"),
     *("rejected", "reasons", "occurred_at", "received_at", "signed"),
 )
+RESPONSE_FIELDS, FEEDBACK_FIELDS = itemgetter(*RESPONSE_COLUMNS), itemgetter(*FEEDBACK_COLUMNS)
 
 # A message may be read long after its author was forgotten, or again from the start of the log: what erasure took
 # away must not come back. The answer stays as a fact without its texts, as erasure leaves it; feedback is not stored.
@@ -133,12 +136,15 @@ def mark_dirty(session: Session, ids: Iterable[UUID]) -> None:
 
 def response_line(response: Response) -> str:
     """Return the answer as a line for RESPONSE_COLUMNS."""
-    return "\t".join([encoded(getattr(response, column)) for column in RESPONSE_COLUMNS])
+    fields = msgspec.to_builtins(response)
+    for name in ("messages", "completion", "model_version", "parameters", "finish_reason", "license"):
+        fields[name] = encoded(fields[name])
+    return joined(RESPONSE_FIELDS(fields))
 
 
 def feedback_line(event: Feedback) -> str:
     """Return the event as a line for FEEDBACK_COLUMNS."""
-    fields = [event.event_id, event.kind, event.response_id, event.conversation_id, event.turn_id, event.user_id]
-    start = [encoded(field) for field in (*fields, event.value, event.text, event.name)]
-    end = [encoded(field) for field in (event.occurred_at, event.received_at, event.signed)]
-    return "\t".join([*start, array(event.rejected), array(event.reasons), *end])
+    fields = msgspec.to_builtins(event)
+    fields["text"], fields["name"] = encoded(event.text), encoded(event.name)
+    fields["rejected"], fields["reasons"] = array(event.rejected), array(event.reasons)
+    return joined(FEEDBACK_FIELDS(fields))
