@@ -162,6 +162,7 @@ def is_healthy(here: Here, name: str) -> bool:
     return subprocess.run(here.command(words[1:]), capture_output=True, timeout=20).returncode == 0
 
 
+@pytest.mark.slow
 def test_our_services_start_with_composes_commands_become_healthy_and_end_when_asked(here: Here) -> None:
     with container(here, "migrate") as job:
         assert job.wait(timeout=60) == 0

@@ -22,19 +22,23 @@ def ask(port: int, path: str, **parameters: str) -> Any:
     return httpx.get(f"http://127.0.0.1:{port}/api/v1/{path}", params=parameters, trust_env=False).json()["data"]
 
 
-def test_the_monitor_runs_prometheus_scrapes_it_and_alerts_go_to_the_alertmanager(
+def test_prometheus_watches_every_program_of_the_stack_and_alerts_go_to_the_alertmanager(
     tmp_path: Path, store_url: str, require: Callable[[str, str], None]
 ) -> None:
     if not find_alertmanager():
         require("prometheus", "Alertmanager is not on the path")
     place = Place(root=ROOT, data=tmp_path / "up", libs=tmp_path, ports=Ports.free())
     ports = WatchPorts(*free_ports(3))
+    expected = {name: getattr(place.ports, name) for name in ("gateway", "runtime", "ingest", "pairs", "controller")}
+    expected["monitor"] = ports.monitor
     with Supervisor(tmp_path / "stack.json") as supervisor:
         supervisor.start_together(monitoring_programs(place, {"HONE_DATABASE_URL": store_url}, ports))
         deadline = time.monotonic() + 40
-        while not ask(ports.prometheus, "query", query='up{job="monitor"} == 1')["result"]:
+        while not (targets := ask(ports.prometheus, "targets", state="active")["activeTargets"]):
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        addresses = {target["labels"]["job"]: target["labels"]["instance"] for target in targets}
+        assert addresses == {name: f"127.0.0.1:{port}" for name, port in expected.items()}
         rules = [rule for group in ask(ports.prometheus, "rules")["groups"] for rule in group["rules"]]
         assert {rule["name"] for rule in rules if rule["type"] == "alerting"} == set(alerts())
         found = ask(ports.prometheus, "alertmanagers")["activeAlertmanagers"]

@@ -174,6 +174,7 @@ ABSENT_WITHOUT_TROUBLE = {
 SEVERITIES = ("page", "ticket", "info")
 
 
+@pytest.mark.slow
 def test_every_panel_shows_something_of_a_platform_at_work(
     tmp_path: Path, served: Served, sessions: sessionmaker[Session], store_url: str, runtime_url: str
 ) -> None:
