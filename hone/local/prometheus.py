@@ -17,11 +17,11 @@ RETENTION = "30d"
 
 @dataclass(frozen=True)
 class WatchPorts:
-    """Loopback ports of the three; by default those of `make up`."""
+    """Loopback ports of the three; by default those of `make up`. Airflow takes 8793 and 8794 for its logs."""
 
     monitor: int = 8724
     prometheus: int = 8790
-    alertmanager: int = 8793
+    alertmanager: int = 8791
 
 
 def monitoring_programs(place: Place, env: Mapping[str, str], ports: WatchPorts | None = None) -> list[Program]:
