@@ -1,0 +1,157 @@
+"""What ingest costs beside other ways and beside the floors: `python -m benchmarks.ingest --json [--full]`.
+
+On a real broker and a real, durable Postgres. Costs are CPU of the client and of its Postgres backend, the broker's
+excluded; every figure is the median of several rounds, and a round runs all loops, so that ratios share their moment.
+"""
+
+import argparse
+import gc
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import msgspec
+from sqlalchemy.orm import Session, sessionmaker
+
+from benchmarks import ingest_loops as loops
+from benchmarks.ingest_growth import Growth, measure
+from benchmarks.ingest_world import SHORT_BOTH, SHORT_FEEDBACK, Cost, Messages, World, describe, produce, world
+from benchmarks.result import Target, report, say
+from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC
+
+SEED = 1
+SMALL = 1_000
+Loop = Callable[[sessionmaker[Session]], Cost]
+
+
+def loops_of(servers: World, messages: Messages, num_short: int) -> dict[str, Loop]:
+    """Return every loop by name; each gets an empty database."""
+    feedback, num_both = messages.feedback, len(messages.feedback) + len(messages.responses)
+    bodies = [msgspec.json.encode(record) for record in feedback]
+    return {
+        "append": lambda sessions: loops.append_loop(servers, sessions, len(feedback)),
+        "naive": lambda sessions: loops.naive_loop(servers, sessions, num_short),
+        "execute_values": lambda sessions: loops.pages_loop(servers, sessions, len(feedback)),
+        "full": lambda sessions: loops.full_loop(servers, sessions, num_both),
+        "full_naive": lambda sessions: loops.naive_loop(servers, sessions, num_short, full=True),
+        "staged_copy_alone": lambda sessions: loops.staged_copy(sessions, feedback),
+        "plain_copy_alone": lambda sessions: loops.plain_copy(sessions, feedback),
+        "execute_values_alone": lambda sessions: loops.pages_write(sessions, feedback),
+        "consume_alone": lambda sessions: loops.consume_floor(servers, len(feedback)),
+        "decode_alone": lambda sessions: loops.decode_floor(bodies),
+        "encode_alone": lambda sessions: loops.encode_floor(feedback),
+    }
+
+
+def run_rounds(servers: World, messages: Messages, num_short: int, rounds: int) -> dict[str, list[Cost]]:
+    """Run every loop in every round."""
+    found: dict[str, list[Cost]] = {}
+    chosen = loops_of(servers, messages, num_short)
+    gc.collect()
+    gc.freeze()  # the messages that this process holds are no part of any loop
+    for number in range(rounds):
+        for name, loop in chosen.items():
+            with servers.database() as sessions:
+                cost = loop(sessions)
+            found.setdefault(name, []).append(cost)
+            say(f"round {number + 1}: {name} {cost.total_us:.1f} us of CPU an event, {cost.events} events")
+    return found
+
+
+def ratio(costs: dict[str, list[Cost]], above: Callable[[dict[str, Cost]], float]) -> dict[str, float]:
+    """Return the median over the rounds, and the extremes, of something that is computed within each round."""
+    rounds = [dict(zip(costs, row, strict=True)) for row in zip(*costs.values(), strict=True)]
+    values = [above(found) for found in rounds]
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def per_event(cost: Cost, seconds: float) -> float:
+    """Return microseconds for each event."""
+    return seconds / cost.events * 1e6
+
+
+def client(cost: Cost) -> float:
+    """Return this process's CPU for each event."""
+    return per_event(cost, cost.client_s)
+
+
+def postgres(cost: Cost) -> float:
+    """Return the backend's CPU for each event."""
+    return per_event(cost, cost.postgres_s)
+
+
+def floor(found: dict[str, Cost]) -> float:
+    """Return the CPU of the process that cannot be avoided in Python: consume, decode, encode."""
+    return sum(client(found[name]) for name in ("consume_alone", "decode_alone", "encode_alone"))
+
+
+def ratios_of(costs: dict[str, list[Cost]]) -> dict[str, dict[str, float]]:
+    """Return every ratio."""
+    return {
+        "vs_naive": ratio(costs, lambda c: c["naive"].total_us / c["append"].total_us),
+        "vs_execute_values": ratio(costs, lambda c: c["execute_values"].total_us / c["append"].total_us),
+        "share_of_copy_floor": ratio(costs, lambda c: c["staged_copy_alone"].total_us / c["append"].total_us),
+        "process_cpu_over_floor": ratio(costs, lambda c: client(c["append"]) / floor(c)),
+        "postgres_cpu_over_plain_copy": ratio(costs, lambda c: postgres(c["append"]) / postgres(c["plain_copy_alone"])),
+        "full_vs_naive": ratio(costs, lambda c: c["full_naive"].total_us / c["full"].total_us),
+        "write_alone_vs_execute_values": ratio(
+            costs, lambda c: c["execute_values_alone"].total_us / c["staged_copy_alone"].total_us
+        ),
+    }
+
+
+def promises(ratios: dict[str, dict[str, float]], growth: Sequence[Growth]) -> dict[str, Target]:
+    """Return the targets; growth is that of the largest size over the smallest."""
+    small, large = growth[0], growth[-1]
+    bounds = {
+        "vs_naive": (">=", 36.0),
+        "vs_execute_values": (">=", 1.7),
+        "share_of_copy_floor": (">=", 0.57),
+        "process_cpu_over_floor": ("<=", 1.9),
+        "postgres_cpu_over_plain_copy": ("<=", 1.2),
+        "full_vs_naive": (">=", 15.0),
+    }
+    targets = {name: Target(ratios[name]["median"], op, bound) for name, (op, bound) in bounds.items()}
+    return targets | {
+        "buffer_touches_growth": Target(large.touches_per_event / small.touches_per_event, "<=", 1.3),
+        "pair_worker_growth": Target(large.pair_us / small.pair_us, "<=", 1.2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the only output there is")
+    parser.add_argument("--events", type=int, default=60_000, help="feedback events of the fast loops")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="growth up to 5 million stored events instead of 1 million")
+    parser.add_argument("--stored", type=int, help="growth up to so many stored events")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    large = arguments.stored or (5_000_000 if arguments.full else 1_000_000)
+    messages = Messages.make(arguments.events, SEED)
+    num_short = max(200, arguments.events // 20)
+    with world() as servers:
+        produce(servers.broker, FEEDBACK_TOPIC, messages.feedback)
+        produce(servers.broker, RESPONSES_TOPIC, messages.responses)
+        produce(servers.broker, SHORT_FEEDBACK, messages.feedback[:num_short])
+        produce(servers.broker, SHORT_BOTH, messages.both()[:num_short])
+        costs = run_rounds(servers, messages, num_short, arguments.rounds)
+        growth = []
+        for size in (SMALL, large):
+            say(f"growth: {size} stored events")
+            growth.append(measure(servers, messages, size))
+        figures: dict[str, Any] = {"servers": describe(servers)}
+    ratios = ratios_of(costs)
+    figures |= {
+        "loops": {name: [cost.as_dict() for cost in found] for name, found in costs.items()},
+        "ratios": ratios,
+        "growth": [asdict(found) for found in growth],
+    }
+    return report(figures, promises(ratios, growth), seeds=[SEED])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
