@@ -26,9 +26,13 @@ find_links() {
     "$1" -m pip config list 2>/dev/null | sed -n "s/^.*find-links='\(.*\)'$/\1/p" | sed 's/\\n/ /g' | tr ',' ' '
 }
 
+has_torch() {
+    .venv/bin/python -c "import torch; assert torch.__version__.split('+')[0] == '$torch'" 2>/dev/null
+}
+
 install_torch() {
     links=${UV_FIND_LINKS:-$(find_links "$python" | tr -s ' ' ',')}
-    if [ -n "$links" ] && UV_FIND_LINKS=$links UV_NO_INDEX=1 "$uv" pip install -q --no-deps "torch==$torch" 2>/dev/null; then
+    if [ -n "$links" ] && UV_FIND_LINKS=$links "$uv" pip install -q --no-deps --no-index "torch==$torch" 2>/dev/null && has_torch; then
         say "torch $torch: the wheel that pip's find-links offers"
         return
     fi
@@ -62,7 +66,7 @@ beside=$(sed -n 's/^name = "\(torch\|triton\|nvidia-[a-z0-9-]*\|cuda-[a-z]*\)"$/
 say "packages: $(grep -c '^name = ' uv.lock) locked"
 # shellcheck disable=SC2086  # one word for each option is meant
 "$uv" sync -q --frozen --inexact --all-extras $beside
-.venv/bin/python -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '$torch')" 2>/dev/null || install_torch
+has_torch || install_torch
 
 if command -v mvn >/dev/null 2>&1 && command -v java >/dev/null 2>&1; then
     say "Kafka: the broker's jars"
