@@ -1,5 +1,6 @@
 """Whether the cost of an event grows with what is stored: buffer touches of ingest, CPU of the pair worker."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -7,7 +8,7 @@ from uuid import uuid4
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
-from benchmarks.ingest_world import Messages, Meter, World
+from benchmarks.ingest_world import RESPONSES_PER_FEEDBACK, Messages, Meter, World
 from hone.records import FEEDBACK_TOPIC, Feedback, Response
 from hone.settings import Pairs
 from hone.store.offsets import Group, Partition, Step, claim_partitions
@@ -70,11 +71,21 @@ class Growth:
     pair_touches: float
 
 
-def measure(servers: World, messages: Messages, stored_events: int) -> Growth:
-    """Return the cost per event of the full transaction and of the pairs, after `stored_events` events."""
-    with servers.database() as sessions:
+def measure(servers: World, stored_events: int, rounds: int, seed: int) -> list[Growth]:
+    """Return the costs on top of `stored_events` events, each round on a fresh copy of the same database."""
+    name = f"stored_{stored_events}"
+    with servers.database(name) as sessions:
         fill(sessions, stored_events)
-        parts = split(messages)
+    parts = new_batches(seed)
+    gc.freeze()  # the records that this process holds are no part of any cost
+    return [measure_once(servers, parts, name, stored_events) for _ in range(rounds)]
+
+
+def measure_once(
+    servers: World, parts: Sequence[Sequence[Feedback | Response]], template: str, stored_events: int
+) -> Growth:
+    """Return the cost per event of the full transaction, and per turn of the pairs."""
+    with servers.database(template=template) as sessions:
         group = Group(f"bench-{uuid4().hex[:8]}", servers.broker.incarnation)
         store(sessions, group, parts[:NUM_WARM], first=0)
         derive_all(sessions)
@@ -98,9 +109,10 @@ def fill(sessions: sessionmaker[Session], stored_events: int) -> None:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"}).execute(text("VACUUM ANALYZE"))
 
 
-def split(messages: Messages) -> list[list[Feedback | Response]]:
-    """Return batches of the size that ingest takes."""
-    records = messages.both()[: ROWS * (NUM_WARM + NUM_BATCHES)]
+def new_batches(seed: int) -> list[list[Feedback | Response]]:
+    """Return batches of the size that ingest takes: new answers, and feedback on them."""
+    total = ROWS * (NUM_WARM + NUM_BATCHES)
+    records = Messages.make(round(total / (1 + RESPONSES_PER_FEEDBACK)), seed).both()[:total]
     return [records[start : start + ROWS] for start in range(0, len(records), ROWS)]
 
 

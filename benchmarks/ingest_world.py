@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from hone.ids import uuid7
 from hone.local.broker import Broker, create_topics
 from hone.local.kafka import fetch_jars, kafka_version, prepare_kafka
-from hone.local.postgres import SERVER_SETTINGS, PostgresServer, start_postgres
+from hone.local.postgres import SERVER_SETTINGS, PostgresServer, drop_database, start_postgres
 from hone.local.processes import Supervisor
 from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, FeedbackKind, Message, Reason, Response, Track
 from hone.store.engine import make_engine, make_sessions, migrate
@@ -44,12 +44,14 @@ class World:
     postgres: PostgresServer
 
     @contextmanager
-    def database(self) -> Iterator[sessionmaker[Session]]:
-        """Yield sessions on an empty database with every table, all over one connection."""
-        url = self.postgres.create_database(f"bench_{uuid4().hex[:12]}", template="migrated")
-        engine = make_engine(url, pool_size=1, program="benchmark")
+    def database(self, name: str | None = None, template: str = "migrated") -> Iterator[sessionmaker[Session]]:
+        """Yield sessions on a copy of `template`, all over one connection; only a named one stays."""
+        chosen = name or f"bench_{uuid4().hex[:12]}"
+        engine = make_engine(self.postgres.create_database(chosen, template=template), pool_size=1, program="benchmark")
         yield make_sessions(engine)
         engine.dispose()
+        if name is None:
+            drop_database(self.postgres.url, chosen)
 
 
 @contextmanager
