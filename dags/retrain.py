@@ -83,12 +83,12 @@ def retrain() -> None:
         return training_run
 
     @task
-    def roll_out(training_run: str) -> str | None:
+    def roll_out(training_run: str, dag_run: Any = None) -> str | None:
         """Start the rollout of a challenger that passed; return its id, or none."""
         from hone.settings import load_settings
         from training.retrain import start_rollout
 
-        return start_rollout(load_settings(), training_run)
+        return start_rollout(load_settings(), training_run, dag_run.run_id)
 
     roll_out(judge(train(freeze(claim()))))
 

@@ -55,7 +55,7 @@ class Pairs(Section):
 class Trigger(Section):
     """When a retraining is asked for."""
 
-    method: Literal["dpo", "kto", "sft"] = "dpo"
+    method: Literal["dpo"] = "dpo"
     min_pairs: int = Field(3000, ge=1)
     max_user_share: float = Field(0.02, gt=0, le=1)
     "Largest share of a dataset that one person's feedback may make up."
@@ -157,7 +157,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise ConfigError(explain(error, path or "the environment")) from None
+        raise ConfigError(explain(error, path or "the environment", environ)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -180,11 +180,11 @@ def reject_unknown_variables(environ: Mapping[str, str]) -> None:
             raise ConfigError(f"environment variable {name}={environ[name]!r} is not a setting of hone: {hint}")
 
 
-def explain(error: ValidationError, origin: str) -> str:
+def explain(error: ValidationError, origin: str, environ: Mapping[str, str] | None = None) -> str:
     """Return one line for each wrong key: where, the value, what is wrong."""
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        key = named(item["loc"], environ)
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key.split(".")[-1], all_keys(), n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it, or see docs/settings.md"
@@ -192,6 +192,13 @@ def explain(error: ValidationError, origin: str) -> str:
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")
     return f"configuration from {origin}: " + "; ".join(lines)
+
+
+def named(place: tuple[int | str, ...], environ: Mapping[str, str] | None) -> str:
+    """Return the key as the file writes it, with the environment variable that overrides it where there is one."""
+    variable = "HONE_" + "__".join(str(part).upper() for part in place)
+    key = ".".join(str(part) for part in place)
+    return f"{key} (set by {variable})" if variable in (environ or {}) else key
 
 
 def all_keys() -> list[str]:

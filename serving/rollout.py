@@ -86,7 +86,7 @@ def forward(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime)
             Phase.ROLLING_BACK,
             rollout.stage,
             0.0,
-            f"inconclusive: log e-value {evidence.log_up:.2f} of {-math.log(policy.alpha):.2f} "
+            f"inconclusive: e-value {e_value(evidence.log_up)} of {1 / policy.alpha:.0f} "
             f"after {evidence.num_pairs} pairs and {age_s:.0f} s",
         )
     if not (evidence.ready and evidence.in_force):
@@ -130,7 +130,13 @@ def proof(rollout: Rollout, evidence: Evidence, policy: Policy) -> str | None:
     sound = evidence.ready and evidence.in_force and evidence.propensity_log_e < -math.log(policy.alpha_check)
     if not sound or users < policy.min_canary_users or evidence.log_up < -math.log(policy.alpha):
         return None
-    return f"better: log e-value {evidence.log_up:.2f} after {evidence.num_pairs} pairs, {users} canary users"
+    found = f"{evidence.num_pairs} pairs, {users} canary users"
+    return f"better: e-value {e_value(evidence.log_up)} of {1 / policy.alpha:.0f}, {found}"
+
+
+def e_value(log_e: float) -> str:
+    """Return evidence as people read it; 20 is the line at alpha 0.05."""
+    return f"{math.exp(min(log_e, 700.0)):.3g}"
 
 
 def danger(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) -> str | None:
@@ -144,9 +150,9 @@ def danger(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) 
     if rollout.phase in (Phase.CREATED, Phase.PROMOTING):
         return None
     if evidence.log_down >= -math.log(policy.alpha_harm):
-        return f"harm: log e-value {evidence.log_down:.2f} after {evidence.num_pairs} pairs"
+        return f"harm: e-value {e_value(evidence.log_down)} of {1 / policy.alpha_harm:.0f}, {evidence.num_pairs} pairs"
     if evidence.sample_ratio_log_e >= -math.log(policy.alpha_check):
-        return f"sample_ratio: arms do not have their intended shares (log e-value {evidence.sample_ratio_log_e:.2f})"
+        return f"sample_ratio: arms do not have their intended shares (e-value {e_value(evidence.sample_ratio_log_e)})"
     return failing(evidence, policy) or slow(evidence, policy)
 
 

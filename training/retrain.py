@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from hone import gates
@@ -121,9 +121,12 @@ def judge(settings: Settings, run_id: str) -> str:
     return model_version
 
 
-def start_rollout(settings: Settings, run_id: str, now: datetime | None = None) -> str | None:
+def start_rollout(
+    settings: Settings, run_id: str, dag_run_id: str | None = None, now: datetime | None = None
+) -> str | None:
     """Start the rollout of the run's challenger if it may reach traffic, end the request, and return the rollout's id.
 
+    The request is the one that `dag_run_id` claimed, since two requests may want the same run; else that which made it.
     None: the gates, the mode, or the state of live traffic forbid it; the request's detail says which.
     """
     now = now or utc_now()
@@ -138,19 +141,25 @@ def start_rollout(settings: Settings, run_id: str, now: datetime | None = None) 
                 rollout_id, obstacle = try_rollout(session, settings, run, model_version, now)
             detail = f"rollout {rollout_id} of {model_version}" if obstacle is None else f"no rollout: {obstacle}"
         logger.info("run %s: %s", run_id, detail)
-        if run.request_id:
-            finish_request(session, run.request_id, "done", detail, now)
+        claimed = list(session.scalars(claimed_by(dag_run_id))) if dag_run_id else [run.request_id]
+        for request_id in claimed:
+            if request_id:
+                finish_request(session, request_id, "done", detail, now)
         return str(rollout_id) if rollout_id else None
 
 
 def fail(settings: Settings, dag_run_id: str, detail: str, now: datetime | None = None) -> None:
     """Mark the request that this DAG run has claimed as failed; one that has ended stays as it is."""
     with transaction(settings) as session:
-        statement = select(RetrainRequestRow.request_id).where(
-            RetrainRequestRow.dag_run_id == dag_run_id, RetrainRequestRow.status == "claimed"
-        )
-        for request_id in session.scalars(statement):
+        for request_id in session.scalars(claimed_by(dag_run_id)):
             finish_request(session, request_id, "failed", detail, now or utc_now())
+
+
+def claimed_by(dag_run_id: str) -> Select[UUID]:
+    """Return the query for the requests that a DAG run holds."""
+    return select(RetrainRequestRow.request_id).where(
+        RetrainRequestRow.dag_run_id == dag_run_id, RetrainRequestRow.status == "claimed"
+    )
 
 
 def prepare(session: Session, settings: Settings, request: RetrainRequestRow) -> tuple[Job, bool]:

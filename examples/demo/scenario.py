@@ -265,12 +265,17 @@ def tell(world: World, show: Show, story: Story) -> None:
     show.note(f"promoted: {story.good_rollout.reason}" if story.good_rollout else "")
     with show.stage("a harmful challenger from an offline file", 45) as update:
         train_bad(world, story, update)
-    show.note(f"stopped by its gates: {reasons(story.bad_gates)[:160]}")
+    show.note(f"stopped by its gates: {', '.join(stopping(story.bad_gates))}")
     with show.stage("an operator overrides the gates; live traffic judges", 10) as update:
         roll_back_bad(world, story, update)
     show.note(f"rolled back: {story.bad_rollout.reason}" if story.bad_rollout else "")
     with show.stage("base and promoted model, judged by the hidden taste", 12) as update:
         judge(world, story, update)
+
+
+def stopping(gates: list[dict[str, Any]]) -> list[str]:
+    """Return the names of the gates that did not pass, with their verdicts."""
+    return [f"{gate['gate'].replace('_', ' ')} {gate['verdict']}" for gate in gates if gate["verdict"] != "pass"]
 
 
 def summary(gates: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -74,7 +75,13 @@ def kafka() -> tuple[str, str]:
 
 def torch() -> tuple[str, str]:
     """Check whether models can be trained and served from this environment."""
-    return ("ok", "installed") if find_spec("torch") else ("note", "not installed: `make setup` installs it")
+    if not find_spec("torch"):
+        return "note", "not installed: `make setup` installs it"
+    # In a process of its own: the library of a broken wheel may take this one down, and a good one is slow to load.
+    tried = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, text=True)
+    if tried.returncode:
+        return "problem", f"does not import ({tried.stderr.strip().splitlines()[-1]}): remove .venv, then `make setup`"
+    return "ok", "imports"
 
 
 def airflow() -> tuple[str, str]:

@@ -13,7 +13,13 @@ from pathlib import Path
 from hone.errors import ProgramFailed
 from hone.local.processes import Program, tail
 
-COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+COMPONENTS = {
+    "api-server": (),
+    "scheduler": ("--skip-serve-logs",),
+    "dag-processor": (),
+    "triggerer": ("--skip-serve-logs",),
+}
+"""With their options. Log servers would listen on every address; here the API server reads the files itself."""
 MIGRATE_TIMEOUT_S = 600
 
 
@@ -79,12 +85,12 @@ def airflow_programs(env: Mapping[str, str], logs: Path) -> list[Program]:
     return [
         Program(
             name=f"airflow-{component}",
-            argv=(sys.executable, "-m", "airflow", component),
+            argv=(sys.executable, "-m", "airflow", component, *options),
             env=env,
             log_path=logs / f"airflow-{component}.log",
             address=url if component == "api-server" else "",
             health_url=f"{url}/api/v2/monitor/health" if component == "api-server" else "",
             deadline_s=240,
         )
-        for component in COMPONENTS
+        for component, options in COMPONENTS.items()
     ]

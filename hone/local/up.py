@@ -22,6 +22,7 @@ from hone.local.stack import (
     start_database,
     start_topics,
 )
+from hone.settings import read_toml
 from hone.store.engine import make_engine, make_sessions, migrate
 from hone.store.tables import ModelAliasRow, ModelVersionRow
 
@@ -68,7 +69,7 @@ def start_parts(
             place.root, place.data / "airflow", airflow_url, place.ports.airflow, broker.bootstrap_servers
         )
         env["HONE_AIRFLOW_URL"] = env["AIRFLOW__API__BASE_URL"]
-    write_environment(ENVIRONMENT_FILE, env)
+    write_environment(ENVIRONMENT_FILE, overrides() | env)
     say("gateway, runtime, ingest, pair worker, controller, monitor …")
     models = stable_model(database_url)
     supervisor.start_together([*hone_programs(place, env, models), *monitoring_programs(place, env)])
@@ -96,6 +97,17 @@ def stable_model(database_url: str) -> dict[str, Path]:
     return {row.model_version: Path(row.directory)} if row else {}
 
 
+def golden_tests_are_set(env: Mapping[str, str]) -> bool:
+    """Say whether an operator has given the gates anything that a challenger must not forget."""
+    training = read_toml(Path(env["HONE_CONFIG"])).get("training", {})
+    return bool(training.get("golden_tests") or "HONE_TRAINING__GOLDEN_TESTS" in os.environ)
+
+
+def overrides() -> dict[str, str]:
+    """Return what the starting shell sets of hone's settings: the programs inherit it, so commands must see it too."""
+    return {name: value for name, value in os.environ.items() if name.startswith("HONE_")}
+
+
 def write_environment(path: Path, env: Mapping[str, str]) -> None:
     """Keep the stack's variables for commands typed later, readable by the owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +128,10 @@ def summary(place: Place, broker: Broker, mode: str, models: Mapping[str, Path],
     if "HONE_AIRFLOW_URL" in env:
         lines.append(f"Airflow   {env['HONE_AIRFLOW_URL']}")
     lines.append(f"stable    {next(iter(models), 'no model yet: `hone models add DIR --stable`')}")
+    if not golden_tests_are_set(env):
+        lines.append(
+            "gates     no golden tests yet: no challenger can pass; see training.golden_tests in docs/settings.md"
+        )
     watched = f"http://127.0.0.1:{WatchPorts().prometheus}   (Prometheus: metrics and alerts)"
     missing = "served by every program; install Prometheus to keep them and to be alerted"
     lines.append(f"metrics   {watched if shutil.which('prometheus') else missing}")

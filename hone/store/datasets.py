@@ -1,9 +1,10 @@
 """Frozen datasets: made from the stored feedback or an imported file, kept for ever, made again byte for byte."""
 
+import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 from uuid import UUID
 
 from sqlalchemy import Select, column, func, select
@@ -29,6 +30,7 @@ WHOLE = "stop"
 """The finish reason of an answer that ended by itself."""
 PREFERENCE_KINDS = (FeedbackKind.THUMBS, FeedbackKind.EDIT, FeedbackKind.REGENERATE, FeedbackKind.CHOICE)
 MAX_ROWS_PER_INSERT = 2000
+PAIR_FORM = "a line is one JSON object {id, prompt, chosen, rejected}, see docs/training.md"
 
 Chosen = aliased(ResponseRow, name="chosen")
 Rejected = aliased(ResponseRow, name="rejected")
@@ -304,13 +306,22 @@ def fetch(session: Session, table: type[Any], ids: set[UUID]) -> dict[UUID, Any]
 def imported_candidates(path: Path, label: str) -> list[Candidate]:
     """Return the pairs of an imported file. Raises InvalidEvent on the first line that is not one."""
     candidates = []
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 candidates.append(imported_candidate(json.loads(line), label))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InvalidEvent("bad_pair", f"{path} line {number}: {error!r}; see docs/training.md") from None
+            except KeyError as error:
+                raise InvalidEvent("bad_pair", f"{path} line {number} has no {error}: {PAIR_FORM}") from None
+            except (ValueError, TypeError, AttributeError) as error:
+                raise InvalidEvent("bad_pair", f"{path} line {number}: {error}: {PAIR_FORM}") from None
     return candidates
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a file of lines, unpacked where its name ends in `.gz`."""
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))  # the caller's `with` closes it
+    return path.open(encoding="utf-8")
 
 
 def imported_candidate(row: Mapping[str, Any], label: str) -> Candidate:

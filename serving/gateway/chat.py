@@ -100,7 +100,7 @@ class Chat:
             return Decision(named.track, named.name), named.url
         decision = self.router.decide(ask.user_id, self.clock())
         if decision is None:
-            detail = "no stable model is known yet: start the controller, or set HONE_STABLE_MODEL"
+            detail = "no stable model yet: `hone models add DIR --stable`, with the controller running"
             raise Problem(503, "no model", detail, retry_after_s=2)
         return decision, self.upstreams.runtime_url
 

@@ -186,7 +186,7 @@ def test_a_better_canary_is_promoted_by_the_test_and_stable_moves(world: World, 
     rollout_id = begin(world)
     row = world.run(controller, better)
     assert row.phase == "promoted"
-    assert row.reason.startswith("better: log e-value")
+    assert row.reason.startswith("better: e-value")
     assert row.applied_epoch == row.epoch
     assert row.evidence["log_wealth_up"] >= row.evidence["log_target"]
     assert row.evidence["arms"]["canary"]["rated"] >= 20

@@ -122,6 +122,14 @@ def test_a_retraining_from_claim_to_rollout_with_every_step_repeated(sessions: S
     assert rollout_id
     assert retrain.start_rollout(settings, run_id) == rollout_id
     assert count(sessions, RolloutRow) == 1
+
+    ask(sessions, "manual:again", spec={"gates": {**LENIENT, "min_win_rate": 2}})
+    again = retrain.claim(settings, "run-3")
+    assert again
+    retrain.freeze(settings, again)
+    assert retrain.train(settings, again) == run_id, "nothing is new, so the run is the same"
+    assert retrain.start_rollout(settings, run_id, "run-3") == rollout_id
+    assert request_row(sessions, again).status == "done", "the request that this DAG run claimed has ended"
     assert (count(sessions, ModelVersionRow), count(sessions, TrainingRunRow), count(sessions, DatasetRow)) == (2, 1, 1)
 
 
