@@ -122,11 +122,11 @@ def draw_tests(axis: Any, report: dict[str, Any]) -> None:
         points = report["e_process"][name]
         axis.plot([p[0] for p in points], [p[column] for p in points], color=colour, label=label)
     axis.axhline(1.301, color="#333", linewidth=0.8, linestyle="--")
-    axis.text(0, 1.34, "decide at 20 (α = 0.05)", fontsize=8)
+    axis.text(axis.get_xlim()[1], 1.26, "decides at 20 (α = 0.05)", fontsize=8, ha="right", va="top")
     axis.set_xlabel("pairs of people")
     axis.set_ylabel("log10 e-value")
     axis.set_title("Live rollouts", loc="left")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def draw_steps(axis: Any, report: dict[str, Any]) -> None:
