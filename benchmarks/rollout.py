@@ -147,19 +147,27 @@ def describe_whole(endings: Sequence[Ending]) -> dict[str, Any]:
     }
 
 
-def simulated_chunk(lift: float, seed: int) -> int:
-    """Return promotions among POLICY_CHUNK runs of the shipped policy, as `hone rollout plan` simulates it."""
-    return int(simulate(shipped_policy(), lift=lift, base_rate=0.6, runs=POLICY_CHUNK, seed=seed).promoted.sum())
+def simulated_chunk(lift: float, seed: int) -> tuple[int, list[int]]:
+    """Return promotions, and canary users until harm was found, of runs as `hone rollout plan` simulates them."""
+    outcomes = simulate(shipped_policy(), lift=lift, base_rate=0.6, runs=POLICY_CHUNK, seed=seed)
+    return int(outcomes.promoted.sum()), outcomes.num_canary_users[outcomes.rolled_back].tolist()
 
 
 def simulated_policy(pool: Executor, lift: float, scale: float) -> dict[str, Any]:
-    """Return the share of runs of the shipped policy that promote, looked at after every pair."""
+    """Return how runs of the shipped policy end that are looked at after every pair and never lack a partner."""
     num_chunks = max(1, round(SIMULATED_RUNS * scale / POLICY_CHUNK))
-    promoted = sum(pool.map(partial(simulated_chunk, lift), range(SEED, SEED + num_chunks)))
-    runs = num_chunks * POLICY_CHUNK
+    chunks = list(pool.map(partial(simulated_chunk, lift), range(SEED, SEED + num_chunks)))
+    promoted, runs = sum(found for found, _ in chunks), num_chunks * POLICY_CHUNK
+    harmed = list(chain.from_iterable(users for _, users in chunks))
     low, high = wilson_interval(promoted, runs)
     say(f"shipped policy, {lift:+.0%}: {runs} runs, {promoted} promoted")
-    return {"runs": runs, "promoted": promoted / runs, "promoted_low": low, "promoted_high": high}
+    return {
+        "runs": runs,
+        "promoted": promoted / runs,
+        "promoted_low": low,
+        "promoted_high": high,
+        "median_canary_users_until_harm": float(np.median(harmed)) if harmed else None,
+    }
 
 
 def vote_level_chunk(contiguous: bool, seed: int) -> int:
