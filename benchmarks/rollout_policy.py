@@ -24,7 +24,8 @@ from serving.tally import Tally, assignment_log_e, canary_users, fold, propensit
 SHIPPED = Path(__file__).parents[1] / "configs" / "rollout.toml"
 START = datetime(2026, 3, 2, tzinfo=UTC)
 USERS_PER_DAY = 10_000
-LOOK_S = 600.0
+LOOK_S = 120.0
+"""The controller looks every few seconds; the more seldom, the later harm is found and the fewer false promotions."""
 ICC = 0.3
 """How alike the votes of one person are, in the clustered world."""
 
