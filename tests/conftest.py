@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.local import kafka, postgres
@@ -19,6 +20,11 @@ from hone.local.processes import Supervisor
 from hone.store.engine import make_engine, make_sessions, migrate
 
 ROOT = Path(__file__).parents[1]
+
+# A slow machine is no finding: how long an example takes, or is made, decides nothing.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
+
 KAFKA_LIBS = ROOT / "var" / "kafka" / "libs"
 POSTGRES_VARIABLE = "TEST_POSTGRES_URL"
 """Address of a server whose user may create databases; the tests then run there and not on the embedded one."""
