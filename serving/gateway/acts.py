@@ -1,6 +1,5 @@
 """Acts of feedback as clients send them, read and checked; a fault names its field, its value and what to send."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ MAX_CLOCK_SKEW = timedelta(minutes=5)
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 MAX_NAME_CHARACTERS = 128
 MAX_REJECTED = 16
+MAX_NUMBER = 1e15
+"""JSON carries integers of thousands of digits: comparing them is safe, making a float of them is not."""
 PATH = re.compile(r"`\$\.?([^`]*)`")
 REMEDIES = {
     "kind": f"send one of {', '.join(FeedbackKind)}",
@@ -87,9 +88,8 @@ class Act:
 
 def wrong(path: str, value: Any, remedy: str) -> Problem:
     """Return the 422 of one field."""
-    shown = value if isinstance(value, int | float | bool | None) else str(value)[:200]
-    if isinstance(shown, float) and not math.isfinite(shown):
-        shown = str(shown)
+    is_plain = value is None or (isinstance(value, int | float) and abs(value) <= MAX_NUMBER)
+    shown = value if is_plain else str(value)[:200]
     detail = f"{path} = {shown!r}: {remedy}"
     return Problem(422, "invalid feedback", detail, errors=(FieldError(path, shown, remedy),))
 
@@ -245,7 +245,7 @@ def named_value(body: ActBody, path: str) -> tuple[str, Any]:
 
 def number(value: Any, path: str) -> float:
     """Return a finite number; true is 1 and false 0."""
-    if not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e15:
+    if not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
         raise wrong(f"{path}value", value, "send a number, such as 1 for yes and 0 for no")
     return float(value)
 
