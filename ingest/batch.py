@@ -1,7 +1,7 @@
 """One batch of messages: what is in it, and its one transaction."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,8 +30,17 @@ class RawMessage(NamedTuple):
     timestamp_ms: int
 
 
+Decode = Callable[[RawMessage], Sequence[Response | Feedback]]
+"""What is in a message: one record of a topic of ours, none or several of another's. Raises InvalidEvent."""
+
+
+def decode_native(message: RawMessage) -> tuple[Response | Feedback]:
+    """Return the one record in a message of hone's own topics."""
+    return (decode(message.partition.topic, message.body),)
+
+
 class Decoded(NamedTuple):
-    """A message and its record."""
+    """A message and a record in it."""
 
     message: RawMessage
     record: Response | Feedback
@@ -47,7 +56,7 @@ class Batch:
 
     @property
     def num_messages(self) -> int:
-        """Return the number of messages of both sorts."""
+        """Return the number of records and refused messages."""
         return len(self.good) + len(self.bad)
 
 
@@ -65,7 +74,9 @@ class Outcome:
         return sum(part.num_rows for part in self.stored)
 
 
-def sort_messages(messages: Iterable[RawMessage], claims: Mapping[Partition, Claim]) -> Batch:
+def sort_messages(
+    messages: Iterable[RawMessage], claims: Mapping[Partition, Claim], decode: Decode = decode_native
+) -> Batch:
     """Decode the messages of claimed partitions; others, and offsets that are stored already, are left out."""
     batch = Batch()
     for message in messages:
@@ -79,7 +90,8 @@ def sort_messages(messages: Iterable[RawMessage], claims: Mapping[Partition, Cla
         first = step.first_offset if step else message.offset
         batch.steps[message.partition] = Step(claim.epoch, first, message.offset + 1)
         try:
-            batch.good.append(Decoded(message, decode(message.partition.topic, message.body)))
+            for record in decode(message):
+                batch.good.append(Decoded(message, record))
         except InvalidEvent as error:
             batch.bad.append((message, error))
     return batch

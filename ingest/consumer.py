@@ -18,7 +18,7 @@ from hone.errors import Conflict, Fenced, Retryable
 from hone.health import Pulse
 from hone.store.faults import DATABASE_ERRORS, Fault, fault_of
 from hone.store.offsets import Claim, Group, Partition, claim_partitions
-from ingest.batch import Batch, Outcome, sort_messages, store_batch
+from ingest.batch import Batch, Decode, Outcome, decode_native, sort_messages, store_batch
 from ingest.breaker import Breaker
 from ingest.source import PositionLost, Source
 
@@ -43,6 +43,7 @@ class Ingest:
     on_retention_gap: str
     breaker: Breaker
     pulse: Pulse
+    decode: Decode = decode_native
     crash: Callable[[str], None] = lambda point: None
     "Called with the name of each point at which a test may kill the process."
     claims: dict[Partition, Claim] = field(default_factory=dict)
@@ -85,7 +86,7 @@ def turn(ingest: Ingest) -> None:
         return
     ingest.crash("consumed")
     with metrics.INGEST_STAGE_SECONDS.labels("decode").time():
-        batch = sort_messages(messages, {p: ingest.claims[p] for p in ingest.source.positions})
+        batch = sort_messages(messages, {p: ingest.claims[p] for p in ingest.source.positions}, ingest.decode)
     if not batch.steps:
         return
     if jumped(ingest, batch):
