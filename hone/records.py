@@ -87,7 +87,9 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     stage: int | None = None
     "Stage of the rollout in which the user was assigned; null outside rollouts."
     propensity: float = 1.0
-    "Probability, 0 to 1, with which this track was chosen for this user."
+    "Probability, 0 to 1, with which this track was chosen for this user; of a duel, for this regenerate of theirs."
+    duel: bool = False
+    "A regenerate that was given, by lot, to the arm that is not the user's own. Never the first answer of a turn."
     fallback: bool = False
     "The canary failed before its first byte and stable answered: outside the comparison, but a canary error."
     parameters: dict[str, Any] = {}
@@ -149,6 +151,8 @@ class TrafficPlan(msgspec.Struct, frozen=True, kw_only=True):
     "The canary answers copies of stable's requests; nobody sees these answers."
     rollout_id: UUID | None = None
     stage: int | None = None
+    duel_share: float = 0.0
+    "Chance, 0 to 1, that the first regenerate of a turn is a duel; nothing below a canary weight of a quarter."
     expires_at: datetime
 
 

@@ -19,10 +19,6 @@ from hone.local import kafka, postgres
 from hone.local.processes import Supervisor
 from hone.store.engine import make_engine, make_sessions, migrate
 
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
-"""No test is timed: Hypothesis's own clocks fail on a busy machine, where its first draw reads tables from disk."""
-
 ROOT = Path(__file__).parents[1]
 
 # A slow machine is no finding: how long an example takes, or is made, decides nothing.

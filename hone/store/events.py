@@ -16,7 +16,17 @@ from hone.store.erasure import ERASED
 
 RESPONSE_COLUMNS = (
     *("response_id", "conversation_id", "turn_id", "user_id", "messages", "completion", "model_version", "track"),
-    *("rollout_id", "stage", "propensity", "fallback", "parameters", "finish_reason", "completed", "idempotency_key"),
+    *(
+        "rollout_id",
+        "stage",
+        "propensity",
+        "duel",
+        "fallback",
+        "parameters",
+        "finish_reason",
+        "completed",
+        "idempotency_key",
+    ),
     *("latency_ms", "first_byte_ms", "num_prompt_tokens", "num_completion_tokens", "license", "eval_only"),
     "created_at",
 )

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Identity,
     Index,
+    false,
     func,
     text,
 )
@@ -32,6 +33,7 @@ class ResponseRow(Base):
     rollout_id: Mapped[UUID | None]
     stage: Mapped[int | None]
     propensity: Mapped[float]
+    duel: Mapped[bool] = mapped_column(server_default=false())
     fallback: Mapped[bool]
     parameters: Mapped[dict[str, Any]]
     finish_reason: Mapped[str | None]
@@ -49,6 +51,7 @@ class ResponseRow(Base):
     __table_args__ = (
         Index(None, "rollout_id", "user_id", "created_at", postgresql_where=text("rollout_id IS NOT NULL")),
         Index(None, "created_at"),
+        Index("response_duel_idx", "rollout_id", "created_at", postgresql_where=text("duel")),
     )
 
 

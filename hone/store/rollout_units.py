@@ -29,7 +29,7 @@ SELECT DISTINCT ON (user_id) rollout_id, user_id, CASE WHEN fallback THEN 'canar
        (CAST(:weights AS float8[]))[stage + 1], response_id, created_at
 FROM response
 WHERE rollout_id = :rollout_id AND created_at >= :since AND created_at <= :until
-  AND track IN ('stable', 'canary') AND (propensity < 1 OR fallback) AND completed
+  AND track IN ('stable', 'canary') AND (propensity < 1 OR fallback) AND NOT duel AND completed
   AND stage >= 0 AND stage < cardinality(CAST(:weights AS float8[])) AND user_id <> :nobody
 ORDER BY user_id, created_at, response_id
 ON CONFLICT (rollout_id, user_id) DO NOTHING

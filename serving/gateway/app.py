@@ -82,7 +82,7 @@ def open_gateway(settings: Settings, host: str) -> Asgi:
         raise ConfigError("kafka_bootstrap_servers is not set: set HONE_KAFKA_BOOTSTRAP_SERVERS=host:port")
     sessions = make_sessions(make_engine(settings.database_url, program="hone-gateway"))
     guard = make_guard(settings, sessions, host)
-    router = open_router(settings.var_dir, settings.stable_model, datetime.now(UTC))
+    router = open_router(settings.var_dir, identity_key, settings.stable_model, datetime.now(UTC))
     stored = StoredRoutes(guard, sessions, identity_key, ring)
     make = functools.partial(Gateway, settings, ring, identity_key, guard, router)
     return with_cors(assemble(make, stored.routes()), settings.gateway.cors_origins)

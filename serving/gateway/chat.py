@@ -22,6 +22,7 @@ from serving.gateway.guard import Guard
 from serving.gateway.recorder import Recorder
 from serving.gateway.shadow import Shadow
 from serving.gateway.sse import Rewriter
+from serving.gateway.turns import FirstAnswer, Turns
 from serving.gateway.upstreams import Opened, UpstreamFailed, Upstreams
 from serving.http import (
     ClientGone,
@@ -62,6 +63,7 @@ class Chat:
         self.limits, self.ring, self.identity_key, self.guard = limits, ring, identity_key, guard
         self.router, self.upstreams, self.recorder, self.shadow = router, upstreams, recorder, shadow
         self.clock = clock
+        self.turns = Turns()
         self._in_flight = 0
 
     async def __call__(self, http: Http, receive: Receive, send: Send) -> None:
@@ -98,7 +100,8 @@ class Chat:
         named = self.upstreams.named(ask.model)
         if named is not None:
             return Decision(named.track, named.name), named.url
-        decision = self.router.decide(ask.user_id, self.clock())
+        again = self.turns.again(ask.turn_id, ask.idempotency_key)
+        decision = self.router.decide(ask.user_id, self.clock(), again)
         if decision is None:
             detail = "no stable model yet: `hone models add DIR --stable`, with the controller running"
             raise Problem(503, "no model", detail, retry_after_s=2)
@@ -167,6 +170,7 @@ class Chat:
         body = rewriter.document(opened.first) if rewriter else opened.first
         exchange.first_byte = time.perf_counter()
         exchange.begun = True
+        self._remember(exchange)
         await answer(send, 200, body)
         exchange.whole, exchange.ended = True, time.perf_counter()
 
@@ -187,6 +191,8 @@ class Chat:
             exchange.failed, last = True, broken_event()
         exchange.upstream_ended = time.perf_counter()
         last = (rewriter.flush() if rewriter else b"") + last
+        if exchange.whole:
+            self._remember(exchange)
         await send({"type": "http.response.body", "body": last})
         exchange.ended = time.perf_counter()
 
@@ -196,6 +202,11 @@ class Chat:
         await send({"type": "http.response.body", "body": data, "more_body": True})
         if exchange.first_byte is None:
             exchange.first_byte = time.perf_counter()
+
+    def _remember(self, exchange: Exchange) -> None:
+        """Note a whole answer while duels are on; before its last byte leaves, after which it may be asked again."""
+        if self.router.holds_duels() and exchange.is_complete():
+            self.turns.note(exchange.ask.turn_id, first_answer(exchange))
 
     def _finish(self, exchange: Exchange) -> None:
         """Record and count what was answered."""
@@ -209,6 +220,14 @@ class Chat:
             if exchange.decision.shadow:
                 self.shadow.copy(exchange)
         observe(exchange, completed=response.completed)
+
+
+def first_answer(exchange: Exchange) -> FirstAnswer | None:
+    """Return what a regenerate of this turn repeats; None unless the user's own arm of a rollout answered."""
+    decision = exchange.decision
+    if decision.rollout_id is None or decision.duel or exchange.fallback:
+        return None
+    return FirstAnswer(decision.rollout_id, exchange.track, exchange.ask.idempotency_key)
 
 
 def as_problem(error: UpstreamFailed) -> Problem:

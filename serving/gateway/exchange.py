@@ -70,6 +70,10 @@ class Exchange:
         """Return why an answer without a finish reason has none: `error`, or `cancelled` by the client."""
         return "error" if self.failed else None if self.whole else "cancelled"
 
+    def is_complete(self) -> bool:
+        """Say whether the bytes so far are an answer with a finish reason."""
+        return summarize(self.body, stream=self.ask.stream).finish_reason is not None
+
     def response(self, created_at: datetime) -> Response:
         """Return the record of what was served, also of an answer that broke off."""
         summary = summarize(self.body, stream=self.ask.stream)
@@ -87,6 +91,7 @@ class Exchange:
             rollout_id=self.decision.rollout_id,
             stage=self.decision.stage,
             propensity=self.decision.propensity,
+            duel=self.decision.duel,
             fallback=self.fallback,
             parameters=self.ask.parameters(),
             finish_reason=summary.finish_reason or self.broken_by(),

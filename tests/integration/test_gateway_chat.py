@@ -33,10 +33,12 @@ ANN = ids.user_id(bytes.fromhex(IDENTITY_KEY), "ann")
 
 def arm_of(name: str, weight: float) -> Track:
     user = ids.user_id(bytes.fromhex(IDENTITY_KEY), name)
-    return Track.CANARY if bucket(ROLLOUT, user) < weight else Track.STABLE
+    return Track.CANARY if bucket(bytes.fromhex(IDENTITY_KEY), ROLLOUT, user) < weight else Track.STABLE
 
 
-def plan(weight: float = 0.5, *, canary: str = "m-new", fence: int = 1, shadow: bool = False) -> TrafficPlan:
+def plan(
+    weight: float = 0.5, *, canary: str = "m-new", fence: int = 1, shadow: bool = False, duels: float = 0
+) -> TrafficPlan:
     return TrafficPlan(
         fence=fence,
         stable="m-old",
@@ -45,6 +47,7 @@ def plan(weight: float = 0.5, *, canary: str = "m-new", fence: int = 1, shadow: 
         shadow=shadow,
         rollout_id=ROLLOUT,
         stage=1,
+        duel_share=duels,
         expires_at=datetime.now(UTC) + timedelta(minutes=5),
     )
 
@@ -149,6 +152,29 @@ def test_shadow_copies_are_recorded_and_never_seen(served: Served) -> None:
     shadow = by_track[Track.SHADOW]
     assert (shadow.model_version, shadow.turn_id, shadow.completed) == ("m-new", first.turn_id, True)
     assert shadow.response_id != by_track[Track.STABLE].response_id
+
+
+def test_a_regenerate_may_be_a_duel_and_the_first_answer_of_a_turn_and_the_third_never(served: Served) -> None:
+    served.take(plan(0.5, duels=1.0))
+    for name in NAMES[:4]:
+        for _ in range(3):
+            served.chat(name, max_tokens=2)
+    found = sorted(served.responses(12), key=lambda response: response.response_id)
+    for turn in {response.turn_id for response in found}:
+        one, two, three = [response for response in found if response.turn_id == turn]
+        assert [one.duel, two.duel, three.duel] == [False, True, False]
+        assert (one.track, one.model_version) == (three.track, three.model_version)
+        assert {one.track, two.track} == {Track.STABLE, Track.CANARY}
+        assert (two.propensity, two.rollout_id, two.stage) == (1.0, ROLLOUT, 1)
+
+
+def test_without_a_share_of_duels_every_answer_is_of_the_users_own_arm(served: Served) -> None:
+    served.take(plan(0.5))
+    for _ in range(3):
+        served.chat("ann", max_tokens=2)
+    found = served.responses(3)
+    assert len({(response.track, response.duel) for response in found}) == 1
+    assert not found[0].duel
 
 
 def test_broken_glass_stops_the_canary_at_once_and_whatever_plan_comes(served: Served) -> None:

@@ -43,4 +43,4 @@ def router_app(router: Router, clock: Callable[[], datetime]) -> Any:
 
 def make_router(directory: Path) -> Router:
     """A router that has no plan yet."""
-    return Router(directory / "broken_glass.json")
+    return Router(directory / "broken_glass.json", b"key of the tests")
