@@ -1,4 +1,4 @@
-"""Freezes preference pairs into an immutable dataset: what is left out and why, each row's split, each row's hash.
+"""Freezes what people said into an immutable dataset: what is left out and why, each row's split, each row's hash.
 
 Pure: the same candidates, policy and history give the same bytes. Train, dev and test never share a person or a
 near-duplicate prompt.
@@ -6,7 +6,7 @@ near-duplicate prompt.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from hone.canonical import canonical_json, sha256_hex
@@ -16,6 +16,9 @@ from hone.records import TRAINABLE_LICENSES, Message
 SPLITS = ("train", "dev", "test")
 SPLIT_SALT = "hone-split-1"
 SCHEMA_VERSION = 1
+
+Kind = Literal["pairs", "labels", "demonstrations", "prompts"]
+"""What a row holds besides its prompt: chosen and rejected; completion and label; completion; nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +41,27 @@ class FreezePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A preference pair with its texts, before any filter."""
+    """A row with its texts, before any filter. The kind says which texts: see `Kind`."""
 
+    kind: Kind = "pairs"
     prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    chosen: str = ""
+    rejected: str = ""
+    completion: str = ""
+    label: bool | None = None
+    "Of `completion`: good or bad."
+    objective: str | None = None
+    "What the preference is about (helpful, safe, …); a reward model of its own learns each."
     weight: float = 1.0
     source: str
     user_id: UUID | None = None
     turn_id: UUID | None = None
     chosen_id: UUID | None = None
     rejected_id: UUID | None = None
+    response_id: UUID | None = None
+    "The answer that `completion` is, or corrects."
     body_event_id: UUID | None = None
+    "The event that holds the corrected text."
     origin: str | None = None
     "Id of the row in an imported file."
     event_ids: tuple[UUID, ...] = ()
@@ -57,7 +69,24 @@ class Candidate:
     eval_only: bool = False
     is_shadow: bool = False
     is_whole: bool = True
-    "Both answers ended by themselves. One that was cut off has no end token, and is never given one."
+    "Every answer ended by itself. One that was cut off has no end token, and is never given one."
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The answers that a trainer learns from, by their names in the row."""
+        names: dict[Kind, tuple[str, ...]] = {
+            "pairs": ("chosen", "rejected"),
+            "labels": ("completion",),
+            "demonstrations": ("completion",),
+            "prompts": (),
+        }
+        return {name: getattr(self, name) for name in names[self.kind]}
+
+    @property
+    def says_something(self) -> bool:
+        """Whether what is to be imitated is not empty, and a pair's two answers differ."""
+        normal = [" ".join(text.split()) for text in self.texts.values()]
+        return len(set(normal)) == len(normal) and (not normal or bool(normal[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +123,7 @@ FILTERS: tuple[tuple[str, Callable[[Candidate], bool]], ...] = (
     ("shadow", lambda c: not c.is_shadow),
     ("unsupported_prompt", lambda c: is_plain_chat(c.prompt)),
     ("truncated", lambda c: c.is_whole),
-    ("identical", lambda c: " ".join(c.chosen.split()) != " ".join(c.rejected.split()) and bool(c.chosen.strip())),
+    ("identical", lambda c: c.says_something),
 )
 """Name -> whether a candidate stays; applied in this order, after the erased people are left out."""
 
@@ -103,7 +132,7 @@ def freeze(
     candidates: Iterable[Candidate],
     policy: FreezePolicy,
     *,
-    kind: str = "pairs",
+    kind: Kind = "pairs",
     source: str = "feedback",
     watermark: int | None = None,
     erased: frozenset[UUID] = frozenset(),
@@ -234,34 +263,31 @@ def frozen_row(candidate: Candidate, split: str, prompt_key: str) -> FrozenRow:
 
 def row_body(candidate: Candidate) -> dict[str, Any]:
     """Return what a trainer reads, and where it came from."""
-    return {
+    ids = ("chosen_id", "rejected_id") if candidate.kind == "pairs" else ("response_id",)
+    body = {
         "prompt": [{"role": m.role, "content": m.content} for m in candidate.prompt],
-        "chosen": candidate.chosen,
-        "rejected": candidate.rejected,
+        **candidate.texts,
         "weight": candidate.weight,
         "source": candidate.source,
-        "user_id": text_or_none(candidate.user_id),
-        "turn_id": text_or_none(candidate.turn_id),
-        "chosen_id": text_or_none(candidate.chosen_id),
-        "rejected_id": text_or_none(candidate.rejected_id),
+        **{name: text_or_none(getattr(candidate, name)) for name in ("user_id", "turn_id", *ids)},
         "origin": candidate.origin,
     }
+    optional = {"label": candidate.label, "objective": candidate.objective}
+    return body | {key: value for key, value in optional.items() if value is not None}
 
 
 def manifest_row(row: FrozenRow) -> dict[str, Any]:
     """Return what is needed to make the row again from the stored responses and events, or from the imported file."""
     candidate = row.candidate
+    ids = ("user_id", "turn_id", "chosen_id", "rejected_id", "response_id", "body_event_id")
     facts = {
         "row_id": row.row_id,
         "split": row.split,
         "prompt_key": row.prompt_key,
         "source": candidate.source,
         "weight": candidate.weight,
-        "user_id": text_or_none(candidate.user_id),
-        "turn_id": text_or_none(candidate.turn_id),
-        "chosen_id": text_or_none(candidate.chosen_id),
-        "rejected_id": text_or_none(candidate.rejected_id),
-        "body_event_id": text_or_none(candidate.body_event_id),
+        "label": candidate.label,
+        **{name: text_or_none(getattr(candidate, name)) for name in ids},
         "origin": candidate.origin,
     }
     return {key: value for key, value in facts.items() if value is not None}

@@ -23,7 +23,7 @@ from hone.datasets import FreezePolicy
 from hone.errors import Conflict, NotEnoughData, ProgramFailed
 from hone.records import Verdict
 from hone.settings import Settings, read_toml
-from hone.store.datasets import FEEDBACK, freeze_pairs, get_dataset, write_dataset
+from hone.store.datasets import FEEDBACK, freeze_feedback, get_dataset, write_dataset
 from hone.store.engine import make_engine, make_sessions
 from hone.store.evaluations import add_evaluations, list_evaluations
 from hone.store.models import get_model, may_reach_traffic, register_model, set_verdict, stable_model
@@ -65,7 +65,7 @@ def freeze(settings: Settings, request_id: str) -> str:
         request = get_request(session, request_id)
         if request.dataset_id is None:
             policy = freeze_policy(settings)
-            request.dataset_id = freeze_pairs(session, watermark=request.watermark, policy=policy)
+            request.dataset_id = freeze_feedback(session, watermark=request.watermark, policy=policy)
         return request.dataset_id
 
 
@@ -208,7 +208,7 @@ def evaluation_data(session: Session, settings: Settings, dataset_id: str, direc
     if (directory / "evaluation").exists():
         return directory / "evaluation"
     try:
-        judging = freeze_pairs(session, watermark=None, policy=freeze_policy(settings))
+        judging = freeze_feedback(session, watermark=None, policy=freeze_policy(settings))
     except NotEnoughData as error:
         logger.warning("nobody's pairs can judge this run, its gates will be inconclusive: %s", error)
         return None

@@ -5,46 +5,32 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
-from uuid import UUID
 
-from sqlalchemy import Select, column, func, select
+from sqlalchemy import Select, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from hone.canonical import sha256_file
-from hone.datasets import SPLITS, Candidate, FreezePolicy, Frozen, FrozenRow, dataset_id_of, freeze, frozen_row
+from hone.datasets import SPLITS, Candidate, FreezePolicy, Frozen, FrozenRow, Kind, dataset_id_of, freeze, frozen_row
 from hone.errors import Conflict, InvalidEvent, NotEnoughData
-from hone.records import FeedbackKind, Message, Track
-from hone.store.tables import (
-    DatasetItemRow,
-    DatasetRow,
-    ErasureRow,
-    FeedbackEventRow,
-    FeedbackStateRow,
-    PreferencePairRow,
-    ResponseRow,
-)
+from hone.store.candidates import candidates_of, messages_of, rebuilt_candidates
+from hone.store.tables import DatasetItemRow, DatasetRow, ErasureRow
 
 FEEDBACK = "feedback"
-WHOLE = "stop"
-"""The finish reason of an answer that ended by itself."""
-PREFERENCE_KINDS = (FeedbackKind.THUMBS, FeedbackKind.EDIT, FeedbackKind.REGENERATE, FeedbackKind.CHOICE)
 MAX_ROWS_PER_INSERT = 2000
 PAIR_FORM = "a line is one JSON object {id, prompt, chosen, rejected}, see docs/training.md"
 
-Chosen = aliased(ResponseRow, name="chosen")
-Rejected = aliased(ResponseRow, name="rejected")
 
-
-def freeze_pairs(session: Session, *, watermark: int | None, policy: FreezePolicy) -> str:
-    """Store the dataset of the active pairs up to revision `watermark` (None: all) and return its id; idempotent.
+def freeze_feedback(session: Session, *, kind: Kind = "pairs", watermark: int | None, policy: FreezePolicy) -> str:
+    """Store the dataset of what people said up to revision `watermark` (None: all) and return its id; idempotent.
 
     Raises:
-        NotEnoughData: no pair is left for training; names what was left out, and why.
+        NotEnoughData: no row is left for training; names what was left out, and why.
     """
     frozen = freeze(
-        pair_candidates(session, watermark),
+        candidates_of(session, kind, watermark),
         policy,
+        kind=kind,
         watermark=watermark,
         erased=frozenset(session.scalars(select(ErasureRow.user_id))),
         history=split_history(session, source=FEEDBACK),
@@ -116,10 +102,13 @@ def item_values(dataset_id: str, start: int, rows: Sequence[FrozenRow]) -> Itera
 def explain_empty(frozen: Frozen, policy: FreezePolicy) -> str:
     """Return why nothing is left to train on, and what to do."""
     dropped = {name: count["in"] - count["out"] for name, count in frozen.manifest["filters"].items()}
-    text = ", ".join(f"{name} {number}" for name, number in dropped.items() if number) or "there are no pairs"
+    text = (
+        ", ".join(f"{name} {number}" for name, number in dropped.items() if number)
+        or f"there are no {frozen.manifest['kind']}"
+    )
     if dropped["user_cap"]:
         text += f"; max_user_share = {policy.max_user_share} needs at least {1 / policy.max_user_share:.0f} people"
-    return f"no pair is left to train on ({text}): wait for more feedback, or widen the limits in [trigger]"
+    return f"no row is left to train on ({text}): wait for more feedback, or widen the limits in [trigger]"
 
 
 def get_dataset(session: Session, dataset_id: str) -> DatasetRow:
@@ -154,7 +143,7 @@ def split_history(session: Session, source: str | None = None) -> dict[str, str]
     """Return the split that each prompt had in earlier datasets (of `source`, if given); a held-out one wins."""
     item = func.jsonb_array_elements(DatasetRow.manifest["rows"]).table_valued(column("value", JSONB), name="item")
     statement: Select[Any] = select(item.c.value["prompt_key"].astext, item.c.value["split"].astext).distinct()
-    statement = statement.select_from(DatasetRow).join(item, onclause=DatasetRow.kind == "pairs")
+    statement = statement.select_from(DatasetRow).join(item, onclause=true())
     if source:
         statement = statement.where(DatasetRow.source == source)
     found: dict[str, str] = {}
@@ -176,7 +165,9 @@ def rebuild(session: Session, dataset_id: str, *, file: Path | None = None) -> l
     if dataset_id_of(manifest) != dataset_id:
         raise Conflict(f"the manifest of dataset {dataset_id} was changed: its hash is {dataset_id_of(manifest)}")
     candidates: Iterable[Candidate] = (
-        rebuilt_import(manifest, file) if "file_sha256" in manifest else rebuilt_pairs(session, manifest["rows"])
+        rebuilt_import(manifest, file)
+        if "file_sha256" in manifest
+        else rebuilt_candidates(session, manifest["kind"], manifest["rows"])
     )
     bodies = []
     for entry, candidate in zip(manifest["rows"], candidates, strict=True):
@@ -187,120 +178,6 @@ def rebuild(session: Session, dataset_id: str, *, file: Path | None = None) -> l
             )
         bodies.append(row.body)
     return bodies
-
-
-def pair_candidates(session: Session, watermark: int | None) -> list[Candidate]:
-    """Return the active pairs up to the watermark, with texts and the events behind them."""
-    pair = PreferencePairRow
-    statement = (
-        select(pair, Chosen, Rejected, FeedbackEventRow.text)
-        .join(Chosen, Chosen.response_id == pair.chosen_id)
-        .join(Rejected, Rejected.response_id == pair.rejected_id)
-        .outerjoin(FeedbackEventRow, FeedbackEventRow.event_id == pair.body_event_id)
-        .where(pair.active)
-        .order_by(pair.turn_id, pair.source, pair.chosen_id, pair.rejected_id, pair.user_id)
-    )
-    if watermark is not None:
-        statement = statement.where(pair.rev <= watermark)
-    events = events_by_answer(session)
-    return [candidate_of(*row, events) for row in session.execute(statement)]
-
-
-def candidate_of(
-    pair: PreferencePairRow,
-    chosen: ResponseRow,
-    rejected: ResponseRow,
-    text: str | None,
-    events: Mapping[tuple[UUID, UUID], list[UUID]],
-) -> Candidate:
-    """Return the candidate of a stored pair; of an edit, `text` is the corrected answer."""
-    answers = (chosen, rejected)
-    event_ids = {id for answer in answers for id in events.get((pair.user_id, answer.response_id), ())}
-    if pair.body_event_id:
-        event_ids.add(pair.body_event_id)
-    return Candidate(
-        prompt=messages_of(rejected.messages),
-        chosen=chosen.completion if pair.body_event_id is None else text or "",
-        rejected=rejected.completion,
-        weight=pair.weight,
-        source=pair.source,
-        user_id=pair.user_id,
-        turn_id=pair.turn_id,
-        chosen_id=pair.chosen_id,
-        rejected_id=pair.rejected_id,
-        body_event_id=pair.body_event_id,
-        event_ids=tuple(sorted(event_ids)),
-        licenses=frozenset(answer.license for answer in answers if answer.license is not None),
-        eval_only=any(answer.eval_only for answer in answers),
-        is_shadow=any(answer.track == Track.SHADOW for answer in answers),
-        is_whole=all(answer.completed and answer.finish_reason == WHOLE for answer in answers),
-    )
-
-
-def events_by_answer(session: Session) -> dict[tuple[UUID, UUID], list[UUID]]:
-    """Return (person, answer) -> the events with which that person last judged it, for answers in active pairs."""
-    state, pair = FeedbackStateRow, PreferencePairRow
-    statement = select(state.user_id, state.subject_id, state.event_id).where(
-        state.slot.in_([kind.value for kind in PREFERENCE_KINDS]),
-        state.turn_id.in_(select(pair.turn_id).where(pair.active)),
-    )
-    found: dict[tuple[UUID, UUID], list[UUID]] = {}
-    for user_id, subject_id, event_id in session.execute(statement):
-        found.setdefault((user_id, subject_id), []).append(event_id)
-    return found
-
-
-def messages_of(messages: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Return stored messages as records."""
-    return tuple(Message(role=message["role"], content=message.get("content")) for message in messages)
-
-
-def rebuilt_pairs(session: Session, entries: Sequence[Mapping[str, Any]]) -> Iterator[Candidate]:
-    """Yield the candidates that the manifest's rows name, from responses and events alone.
-
-    Raises:
-        Conflict: an answer or event is gone.
-    """
-    responses = fetch(
-        session, ResponseRow, {UUID(entry[key]) for entry in entries for key in ("chosen_id", "rejected_id")}
-    )
-    events = fetch(
-        session, FeedbackEventRow, {UUID(entry["body_event_id"]) for entry in entries if "body_event_id" in entry}
-    )
-    for entry in entries:
-        user_id, turn_id, chosen_id, rejected_id = (
-            UUID(entry[key]) for key in ("user_id", "turn_id", "chosen_id", "rejected_id")
-        )
-        body_event_id = UUID(entry["body_event_id"]) if "body_event_id" in entry else None
-        try:
-            rejected = responses[rejected_id]
-            chosen = events[body_event_id].text if body_event_id else responses[chosen_id].completion
-        except KeyError as missing:
-            raise Conflict(f"row {entry['row_id']} cannot be made again: {missing} was erased") from None
-        yield Candidate(
-            prompt=messages_of(rejected.messages),
-            chosen=chosen or "",
-            rejected=rejected.completion,
-            weight=entry["weight"],
-            source=entry["source"],
-            user_id=user_id,
-            turn_id=turn_id,
-            chosen_id=chosen_id,
-            rejected_id=rejected_id,
-            body_event_id=body_event_id,
-        )
-
-
-def fetch(session: Session, table: type[Any], ids: set[UUID]) -> dict[UUID, Any]:
-    """Return the rows of the given primary keys."""
-    key = table.__mapper__.primary_key[0]
-    found: dict[UUID, Any] = {}
-    wanted = sorted(ids)
-    for start in range(0, len(wanted), MAX_ROWS_PER_INSERT):
-        chunk = wanted[start : start + MAX_ROWS_PER_INSERT]
-        for row in session.scalars(select(table).where(key.in_(chunk))):
-            found[getattr(row, key.key)] = row
-    return found
 
 
 def imported_candidates(path: Path, label: str) -> list[Candidate]:

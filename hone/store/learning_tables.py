@@ -22,7 +22,7 @@ class DatasetRow(Base):
 
     dataset_id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
-    "`pairs`, `labels` or `texts`"
+    "`pairs`, `labels`, `demonstrations` or `prompts`"
     source: Mapped[str]
     "`feedback`, or the name of the import"
     manifest: Mapped[dict[str, Any]]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from hone.datasets import FreezePolicy
 from hone.errors import Conflict, InvalidEvent, NotEnoughData
 from hone.store.datasets import (
-    freeze_pairs,
+    freeze_feedback,
     get_dataset,
     import_pairs,
     read_bodies,
@@ -27,7 +27,7 @@ OPEN = FreezePolicy(max_user_share=1.0)
 
 
 def freeze(session: Session, watermark: int | None = None) -> str:
-    return freeze_pairs(session, watermark=watermark, policy=OPEN)
+    return freeze_feedback(session, watermark=watermark, policy=OPEN)
 
 
 def all_bodies(session: Session, dataset_id: str) -> list[str]:
@@ -132,9 +132,9 @@ def test_too_few_people_are_named_as_the_reason(sessions: Sessions) -> None:
         for turn in range(10):
             add_pair(session, turn)
         with pytest.raises(NotEnoughData, match=r"user_cap 10.*needs at least 50 people"):
-            freeze_pairs(session, watermark=None, policy=FreezePolicy())
+            freeze_feedback(session, watermark=None, policy=FreezePolicy())
         with pytest.raises(NotEnoughData, match="there are no pairs"):
-            freeze_pairs(session, watermark=0, policy=OPEN)
+            freeze_feedback(session, watermark=0, policy=OPEN)
 
 
 def imported(path: Path, numbers: range) -> Path:

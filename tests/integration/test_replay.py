@@ -18,7 +18,7 @@ from hone.datasets import FreezePolicy
 from hone.local.processes import Supervisor
 from hone.local.stack import Place, Ports, hone_programs, program_environment, start_topics
 from hone.records import TRAINABLE_LICENSES
-from hone.store.datasets import freeze_pairs
+from hone.store.datasets import freeze_feedback
 from hone.store.tables import (
     DatasetItemRow,
     DeadLetterRow,
@@ -130,7 +130,7 @@ def check_frozen_rows(session: Session) -> None:
     before = {tuple(row) for row in session.execute(all_pairs)}
     assert any(license not in TRAINABLE_LICENSES for license, _ in before)
     assert any(eval_only for _, eval_only in before)
-    dataset = freeze_pairs(session, watermark=None, policy=FreezePolicy(max_user_share=0.5))
+    dataset = freeze_feedback(session, watermark=None, policy=FreezePolicy(max_user_share=0.5))
     in_dataset = select(func.unnest(DatasetItemRow.event_ids)).where(DatasetItemRow.dataset_id == dataset)
     rows = session.execute(
         select(ResponseRow.license, ResponseRow.eval_only)
