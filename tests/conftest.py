@@ -128,3 +128,14 @@ def sessions(store_url: str) -> Iterator[sessionmaker[Session]]:
     engine = make_engine(store_url, program="test")
     yield make_sessions(engine)
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a chat model with random weights, made once."""
+    import torch
+
+    from tests.support.tiny_model import make_tiny_model
+
+    torch.set_num_threads(1)
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "base")

@@ -1,13 +1,18 @@
-"""`python -m training run JOB.json`: exit code 0 done, 2 wrong spec or data, 3 the run itself failed, 1 a bug."""
+"""`python -m training run SPEC`: exit code 0 done, 2 wrong spec or data, 3 the run itself failed, 1 a bug."""
 
 import argparse
+import json
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from hone.errors import ConfigError, HoneError, NotEnoughData
-from training.spec import load_job
+from hone.overrides import read_overrides
+from hone.settings import load_settings
+from training.jobs import spec_of
+from training.spec import Method, load_job, load_spec
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -18,25 +23,53 @@ QUIET = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one job and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="train and evaluate one job; goes on where an earlier try ended")
-    run.add_argument("job", type=Path, help="job.json, as `training.retrain` writes it")
-    options = parser.parse_args(arguments)
+    """Do one command and return the exit code."""
+    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Read when torch and the hub's client are imported, which happens below.
     os.environ.update({**QUIET, **{key: value for key, value in os.environ.items() if key in QUIET}})
     try:
-        job = load_job(options.job)
-        os.environ.setdefault("OMP_NUM_THREADS", str(job.spec.threads))
-        from training.run import run_job
-
-        run_job(job)
+        check(options) if options.command == "check" else run(options)
     except HoneError as error:
         print(f"training failed: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | NotEnoughData) else 3
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the commands and their options."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and evaluate; goes on where an earlier try ended")
+    run.add_argument("spec", type=Path, help="a spec (TOML), or the job.json that a retraining wrote")
+    run.add_argument("--dry-run", action="store_true", help="show what would be trained, and stop")
+    check = commands.add_parser("check", help="check the configured spec of a method")
+    check.add_argument("method", choices=get_args(Method))
+    for command in (run, check):
+        command.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Print the resolved spec. Raises ConfigError where it is wrong."""
+    spec = spec_of(load_settings(), options.method, read_overrides(options.changes))
+    print(spec.model_dump_json(indent=1))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do a job, or what a spec says. Raises like `run_job`."""
+    if options.spec.suffix == ".json":
+        job = load_job(options.spec)
+        os.environ.setdefault("OMP_NUM_THREADS", str(job.spec.threads))
+        from training.run import run_job
+
+        return run_job(job)
+    spec = load_spec(options.spec, read_overrides(options.changes))
+    os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
+    from training.start import describe, run_spec
+
+    found = describe(load_settings(), spec) if options.dry_run else run_spec(load_settings(), spec)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -38,29 +38,53 @@ def save(directory: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, scratch / TENSORS)
-    (scratch / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}))
-    hashes = {name: sha256_file(scratch / name) for name in (TENSORS, STATE)}
-    (scratch / MANIFEST).write_text(json.dumps(hashes))
-    (scratch / DONE).write_text(sha256_file(scratch / MANIFEST))
+    seal(scratch, {"step": checkpoint.step, **checkpoint.state})
     publish(scratch, target)
     for old in sorted(directory.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
+def seal(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state`, the hashes of all files and the mark that nothing is missing into a finished folder."""
+    (path / STATE).write_text(json.dumps(dict(state)))
+    for name in (MANIFEST, DONE):
+        (path / name).unlink(missing_ok=True)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    (path / MANIFEST).write_text(json.dumps({str(file.relative_to(path)): sha256_file(file) for file in files}))
+    (path / DONE).write_text(sha256_file(path / MANIFEST))
+    for file in [*files, path / MANIFEST, path / DONE, path]:
+        flush(file)
+
+
 def newest(directory: Path, expected: Mapping[str, Any]) -> Checkpoint | None:
     """Return the newest checkpoint that is whole and whose state agrees with `expected`, or None."""
-    for path in sorted(directory.glob("step-*"), reverse=True):
+    found = newest_path(directory, expected)
+    if found is None:
+        return None
+    path, state = found
+    return Checkpoint(step=state.pop("step"), tensors=load_file(path / TENSORS), state=state)
+
+
+def newest_path(directory: Path, expected: Mapping[str, Any], name: str = "step") -> tuple[Path, dict[str, Any]] | None:
+    """Return folder and state of the newest sealed `NAME-<step>` that agrees with `expected`, or None."""
+    for path in sorted(directory.glob(f"{name}-*"), key=step_of, reverse=True):
         problem = next(problems(path), None)
         if problem:
             logger.warning("checkpoint %s is skipped: %s", path, problem)
             continue
-        state = json.loads((path / STATE).read_text())
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
         if any(state.get(key) != value for key, value in expected.items()):
             logger.warning("checkpoint %s is skipped: it belongs to another run", path)
             continue
-        return Checkpoint(step=state.pop("step"), tensors=load_file(path / TENSORS), state=state)
+        return path, state
     return None
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's name; of a strange name, -1."""
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def problems(path: Path) -> Iterator[str]:

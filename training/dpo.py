@@ -7,37 +7,29 @@ only, and each pair counts by its weight. No step draws a random number: a kille
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from hone.errors import ConfigError, ProgramFailed
 from training import checkpoint
+from training.adapter import trainable
 from training.checkpoint import Checkpoint
+from training.losses import Gains, pair_losses
 from training.pairs import TokenPair
 from training.policy import answer_logps, check_parity, sum_rows, token_logps
 from training.progress import Progress
-from training.spec import Lora, RunSpec
+from training.result import TrainResult
+from training.spec import RunSpec
 from training.stop_rules import fired
 
 REFERENCE_BATCH = 32
 POOL_BATCHES = 8
 """Pairs are sorted by length within pools of this many batches: little padding, and still a random order."""
 STEP_0_TOLERANCE = 1e-3
-
-
-@dataclass
-class TrainResult:
-    """A trained policy (adapter not merged yet) and what happened on the way."""
-
-    model: Any
-    history: list[dict[str, float]] = field(default_factory=list)
-    fired: dict[str, int] = field(default_factory=dict)
 
 
 def train_dpo(
@@ -52,7 +44,7 @@ def train_dpo(
     check_parity(model, (pairs[0].prompt, pairs[0].chosen), pad)
     plan = plan_batches([pair.length for pair in pairs], spec)
     reference = reference_logps(model, pairs, {index for batch in plan for index in batch}, pad, progress)
-    run = Run(attach_adapter(model, spec.lora, spec.seed), spec, run_id, checkpoints)
+    run = Run(trainable(model, spec), spec, run_id, checkpoints)
     run.resume()
     progress.stage("train")
     while run.step < len(plan):
@@ -79,7 +71,9 @@ class Run:
         self._run_id = run_id
         self._checkpoints = checkpoints
         self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self._optimizer = torch.optim.AdamW(self._weights.values(), lr=spec.learning_rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(
+            self._weights.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay
+        )
 
     def train_step(
         self, batch: Sequence[TokenPair], reference: Sequence[tuple[float, float]], num_steps: int, pad: int
@@ -131,7 +125,7 @@ def dpo_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of a batch of B pairs and its figures.
 
-    The sigmoid loss of arXiv:2305.18290, eq. 7, each pair times its weight, divided by B; plus `sft_weight` times the
+    The spec's preference loss, each pair times its weight, divided by B; plus `sft_weight` times the
     negative log-likelihood of the chosen answers' tokens, divided by their number (as in TRL, for weights of 1).
     """
     sequences = [(pair.prompt, pair.chosen) for pair in batch] + [(pair.prompt, pair.rejected) for pair in batch]
@@ -139,8 +133,14 @@ def dpo_loss(
     chosen_B, rejected_B = sum_rows(logps_N, row_N, len(sequences)).chunk(2)
     reference_chosen_B, reference_rejected_B = torch.tensor(reference).T
     weight_B = torch.tensor([pair.weight for pair in batch])
-    margin_B = spec.beta * ((chosen_B - reference_chosen_B) - (rejected_B - reference_rejected_B))
-    preference = -(weight_B * F.logsigmoid(margin_B)).mean()
+    gains = Gains(
+        chosen_B - reference_chosen_B,
+        rejected_B - reference_rejected_B,
+        torch.tensor([len(pair.chosen) for pair in batch]),
+        torch.tensor([len(pair.rejected) for pair in batch]),
+    )
+    margin_B = spec.beta * (gains.chosen_B - gains.rejected_B)
+    preference = (weight_B * pair_losses(gains, spec.beta, spec.preference)).mean()
     likelihood = -(weight_B * chosen_B).sum() / sum(len(pair.chosen) for pair in batch)
     loss = preference + spec.sft_weight * likelihood
     figures = {
@@ -191,15 +191,3 @@ def reference_logps(
         found |= zip(order[at:], zip(chosen_B.tolist(), rejected_B.tolist(), strict=True), strict=False)
         progress.step(len(found), len(order))
     return found
-
-
-def attach_adapter(model: Any, lora: Lora, seed: int) -> Any:
-    """Return the model with a fresh LoRA adapter, its random half drawn from `seed`; the base is frozen."""
-    torch.manual_seed(seed)
-    return get_peft_model(model, lora_config(lora))
-
-
-def lora_config(lora: Lora) -> LoraConfig:
-    """Return the adapter in peft's words."""
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    return LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)

@@ -19,19 +19,19 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from hone import gates
-from hone.datasets import FreezePolicy
-from hone.errors import Conflict, NotEnoughData, ProgramFailed
+from hone.errors import ConfigError, Conflict, NotEnoughData, ProgramFailed
 from hone.records import Verdict
 from hone.settings import Settings, read_toml
-from hone.store.datasets import FEEDBACK, freeze_feedback, get_dataset, write_dataset
+from hone.store.datasets import freeze_feedback
 from hone.store.engine import make_engine, make_sessions
 from hone.store.evaluations import add_evaluations, list_evaluations
-from hone.store.models import get_model, may_reach_traffic, register_model, set_verdict, stable_model
+from hone.store.models import get_model, may_reach_traffic, register_model, set_verdict
 from hone.store.requests import claim_request, finish_request
 from hone.store.rollouts import create_rollout
-from hone.store.runs import fail_run, finish_run, get_run, run_id_of, start_run
+from hone.store.runs import fail_run, finish_run, get_run, start_run
 from hone.store.tables import RetrainRequestRow, RolloutRow, TrainingRunRow
-from training.spec import Job, load_job, load_spec
+from training.jobs import freeze_policy, make_job, spec_of
+from training.spec import KINDS, Job, Method, load_job
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ def freeze(settings: Settings, request_id: str) -> str:
     with transaction(settings) as session:
         request = get_request(session, request_id)
         if request.dataset_id is None:
-            policy = freeze_policy(settings)
-            request.dataset_id = freeze_feedback(session, watermark=request.watermark, policy=policy)
+            kind, policy = KINDS[method_of(request)][0], freeze_policy(settings)
+            request.dataset_id = freeze_feedback(session, kind=kind, watermark=request.watermark, policy=policy)
         return request.dataset_id
 
 
@@ -166,54 +166,27 @@ def prepare(session: Session, settings: Settings, request: RetrainRequestRow) ->
     """Write everything that the subprocess needs; return the job, and whether it is done already."""
     if request.dataset_id is None:
         raise NotEnoughData(f"request {request.request_id} has no dataset yet: freeze first")
-    base = stable_model(session)
-    spec = load_spec(settings.training.spec, request.spec)
-    resolved = spec.model_dump(mode="json")
-    run_id = run_id_of(request.dataset_id, base.model_version, resolved)
-    directory = settings.var_dir.absolute() / "runs" / run_id
-    write_dataset(session, request.dataset_id, directory / "data")
-    job = Job(
-        run_id=run_id,
-        spec=spec,
-        base_version=base.model_version,
-        base_directory=Path(base.directory),
-        directory=directory,
-        evaluation_data=evaluation_data(session, settings, request.dataset_id, directory),
-        golden_tests=absolute(settings.training.golden_tests),
-        general_prompts=absolute(settings.training.general_prompts),
-    )
-    (directory / "job.json").write_text(job.model_dump_json(indent=1))
+    spec = spec_of(settings, method_of(request), {**request.spec, "dataset": request.dataset_id})
+    job = make_job(session, settings, spec)
     row = start_run(
         session,
-        run_id=run_id,
+        run_id=job.run_id,
         request_id=request.request_id,
         dataset_id=request.dataset_id,
         method=spec.method,
-        base_version=base.model_version,
-        spec=resolved,
-        directory=directory,
+        base_version=job.base_version,
+        spec=spec.model_dump(mode="json"),
+        directory=job.directory,
         now=utc_now(),
     )
-    return job, row.status == "done" and (directory / "evaluation.json").exists()
+    return job, row.status == "done" and (job.directory / "evaluation.json").exists()
 
 
-def evaluation_data(session: Session, settings: Settings, dataset_id: str, directory: Path) -> Path | None:
-    """Return the directory of people's pairs that judge the challenger.
-
-    It is the dataset itself where people made it. A challenger from an imported file is judged by what people say when
-    its run begins.
-    """
-    if get_dataset(session, dataset_id).source == FEEDBACK:
-        return directory / "data"
-    if (directory / "evaluation").exists():
-        return directory / "evaluation"
-    try:
-        judging = freeze_feedback(session, watermark=None, policy=freeze_policy(settings))
-    except NotEnoughData as error:
-        logger.warning("nobody's pairs can judge this run, its gates will be inconclusive: %s", error)
-        return None
-    write_dataset(session, judging, directory / "evaluation")
-    return directory / "evaluation"
+def method_of(request: RetrainRequestRow) -> Method:
+    """Return the method that the request asks for. Raises ConfigError where it is none."""
+    if request.method not in KINDS:
+        raise ConfigError(f"request {request.request_id} asks for method {request.method!r}: known are {list(KINDS)}")
+    return request.method
 
 
 def run_subprocess(settings: Settings, job: Job) -> None:
@@ -297,28 +270,12 @@ def rollout_of(session: Session, model_version: str) -> UUID | None:
     return session.scalar(statement.order_by(RolloutRow.created_at.desc()).limit(1))
 
 
-def freeze_policy(settings: Settings) -> FreezePolicy:
-    """Return the settings' limits of a dataset."""
-    trigger = settings.trigger
-    return FreezePolicy(
-        dev_share=trigger.dev_share,
-        test_share=trigger.test_share,
-        max_user_pairs=trigger.max_user_pairs,
-        max_user_share=trigger.max_user_share,
-    )
-
-
 def get_request(session: Session, request_id: str) -> RetrainRequestRow:
     """Return the request's row, locked until the transaction ends. Raises Conflict when there is none."""
     row = session.get(RetrainRequestRow, UUID(request_id), with_for_update=True)
     if row is None:
         raise Conflict(f"there is no retrain request {request_id}")
     return row
-
-
-def absolute(path: Path | None) -> Path | None:
-    """Return the path as the subprocess will find it."""
-    return path.absolute() if path else None
 
 
 @contextmanager

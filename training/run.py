@@ -15,12 +15,13 @@ from transformers.utils import logging as transformers_logging
 
 from hone.errors import NotEnoughData
 from hone.weights import model_version_of, weights_digest
-from training.dpo import TrainResult, train_dpo
 from training.evaluate import evaluate
 from training.export import export_model
-from training.pairs import check_tokenizer, encode_pairs, read_rows
+from training.fit import Task, fit
+from training.pairs import check_tokenizer, read_rows
 from training.policy import end_tokens, load_model
 from training.progress import Progress
+from training.result import TrainResult
 from training.spec import Job
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ def train_and_evaluate(job: Job) -> None:
     model, tokenizer = load_model(job.base_directory)
     check_tokenizer(tokenizer, end_tokens(model))
     rows = read_rows(job.directory / "data" / "train.jsonl")
-    pairs, dropped = encode_pairs(rows, tokenizer, job.spec.max_length)
-    if not pairs:
-        raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no pair: freeze a dataset first")
-    result = fit(model, tokenizer, pairs, job, progress)
+    if not rows:
+        raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no row: freeze a dataset first")
+    dev = read_rows(job.directory / "data" / "dev.jsonl")
+    result = fit(Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress))
     trained = time.perf_counter()
     challenger = export_model(result.model, tokenizer, job.directory / MODEL)
     measured = evaluate(job, challenger, load_model(job.base_directory), progress)
@@ -68,21 +69,11 @@ def train_and_evaluate(job: Job) -> None:
         "digest": digest,
         "base_version": job.base_version,
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
-        "training": summary(result, len(rows), dropped),
+        "training": summary(result, len(rows)),
         "seconds": {"train": trained - started, "evaluate": time.perf_counter() - trained, "cpu": time.process_time()},
     }
     write_json(job.directory / EVALUATION, report)
     progress.stage("done")
-
-
-def fit(model: Any, tokenizer: Any, pairs: Any, job: Job, progress: Progress) -> TrainResult:
-    """Return the trained policy, by the engine that the spec names."""
-    if job.spec.engine == "trl":
-        from training.trl_dpo import train_with_trl
-
-        return train_with_trl(model, tokenizer, pairs, job.spec, job.directory / "trl", progress)
-    checkpoints = job.directory / "checkpoints"
-    return train_dpo(model, pairs, job.spec, tokenizer.pad_token_id, checkpoints, job.run_id, progress)
 
 
 def stop_rule_measurements(result: TrainResult) -> dict[str, float]:
@@ -91,11 +82,11 @@ def stop_rule_measurements(result: TrainResult) -> dict[str, float]:
     return {"num_steps": float(len(result.history)), **fired}
 
 
-def summary(result: TrainResult, num_rows: int, dropped: dict[str, int]) -> dict[str, Any]:
+def summary(result: TrainResult, num_rows: int) -> dict[str, Any]:
     """Return what is kept of the training with the run's row."""
     return {
         "num_rows": num_rows,
-        "dropped": dropped,
+        "dropped": result.dropped,
         "num_steps": len(result.history),
         "first_step": result.history[0],
         "last_step": result.history[-1],

@@ -1,40 +1,54 @@
 """The one description of a training run: TOML for people, resolved JSON stored with the run. No torch here."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from hone.datasets import Kind
 from hone.errors import ConfigError
 from hone.gates import Thresholds, load_thresholds
 from hone.settings import explain, read_toml
 from training.bootstrap import Bootstrap
+from training.method_tables import Kto, Lora, Ppo, Preference, Reward, Rewards, Samples, Sft, StopRules, Table
 
+Method = Literal["sft", "reward_model", "dpo", "kto", "ppo", "rloo", "grpo"]
+Engine = Literal["native", "trl"]
+Launcher = Literal["local", "accelerate", "ray", "kubernetes", "slurm"]
 
-class Table(BaseModel):
-    """A table of the spec; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Lora(Table):
-    """The adapter that is trained and then merged (arXiv:2106.09685)."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    targets: str | tuple[str, ...] = "all-linear"
-
-
-class StopRules(Table):
-    """When a run is going wrong. Each rule looks at means over the last `window` steps."""
-
-    window: int = Field(10, ge=1)
-    max_chosen_drop: float = Field(0.5, gt=0)
-    "Fall of the chosen answers' log-probability below the reference's, relative to it (likelihood displacement)."
-    max_margin: float = Field(15.0, gt=0)
-    "Mean implicit reward margin; beyond it the policy has left the reference behind."
+ENGINES: dict[Method, tuple[Engine, ...]] = {
+    "sft": ("trl",),
+    "reward_model": ("trl",),
+    "dpo": ("native", "trl"),
+    "kto": ("trl",),
+    "ppo": ("native",),
+    "rloo": ("trl",),
+    "grpo": ("trl",),
+}
+"""Engines that can do a method; the first is the default."""
+KINDS: dict[Method, tuple[Kind, ...]] = {
+    "sft": ("demonstrations", "pairs"),
+    "reward_model": ("pairs",),
+    "dpo": ("pairs",),
+    "kto": ("labels", "pairs"),
+    "ppo": ("prompts", "pairs", "labels", "demonstrations"),
+    "rloo": ("prompts", "pairs", "labels", "demonstrations"),
+    "grpo": ("prompts", "pairs", "labels", "demonstrations"),
+}
+"""Kinds of datasets that a method reads; the first is frozen for it."""
+TABLES: dict[str, tuple[Method, ...]] = {
+    "preference": ("dpo",),
+    "sft": ("sft",),
+    "reward": ("reward_model",),
+    "kto": ("kto",),
+    "samples": ("ppo", "rloo", "grpo"),
+    "rewards": ("ppo", "rloo", "grpo"),
+    "ppo": ("ppo",),
+}
+"""Tables that only some methods read."""
+MIN_KTO_BATCH = 4
 
 
 class Evaluation(Table):
@@ -59,31 +73,82 @@ class Evaluation(Table):
 
 
 class RunSpec(Table):
-    """Everything that decides the weights and the evaluation of a run, besides dataset and base."""
+    """Everything that decides the weights and the evaluation of a run, besides the contents of dataset and base."""
 
-    method: Literal["dpo"] = "dpo"
-    engine: Literal["native", "trl"] = "native"
+    method: Method = "dpo"
+    engine: Engine = "native"
+    "Default: the first that the method has, see `ENGINES`."
+    base: str | None = None
+    "Registered version or directory of the model to start from; null: the stable one."
+    dataset: str | None = None
+    "Id of a frozen dataset, or a directory with train.jsonl, dev.jsonl, test.jsonl."
+    adapter: Literal["lora", "qlora", "full"] = "lora"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
+    weight_decay: float = Field(0.0, ge=0)
     learning_rate: float = Field(5e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, ge=0)
+    "Strength of the pull to the reference: DPO, KTO, RLOO, GRPO. (PPO has a table of its own.)"
     sft_weight: float = Field(0.3, ge=0)
+    "Weight of the likelihood of chosen answers (DPO)."
     steps: int | None = Field(None, ge=1)
-    "Optimiser steps; null: `epochs` passes over the training rows."
+    "Optimiser steps (PPO: batches of samples); null: `epochs` passes over the training rows."
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(8, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    "Rows that go through the model at once, gradients added up to `batch_size`; null: all of them."
+    gradient_checkpointing: bool = False
     max_length: int = Field(1024, ge=8)
-    "Tokens of prompt and answer; longer pairs are dropped and counted, never cut."
+    "Tokens of prompt and answer; longer rows are dropped and counted, never cut."
     max_grad_norm: float = Field(1.0, gt=0)
     seed: int = 0
     threads: int = Field(1, ge=1)
     checkpoint_steps: int = Field(20, ge=1)
     stop_rules: Literal["stop", "record"] = "stop"
     "`record` goes on training after a rule fired; either way the gates see it."
+    launcher: Launcher = "local"
     lora: Lora = Lora()
+    preference: Preference = Preference()
+    sft: Sft = Sft()
+    reward: Reward = Reward()
+    kto: Kto = Kto()
+    samples: Samples = Samples()
+    rewards: Rewards = Rewards()
+    ppo: Ppo = Ppo()
     stop: StopRules = StopRules()
     evaluation: Evaluation = Evaluation()
     gates: dict[str, float] = Field(default_factory=dict)
     "Thresholds that differ from the defaults, see docs/gates.md."
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_engine(cls, values: Any) -> Any:
+        engines = ENGINES.get(values.get("method", "dpo"), ()) if isinstance(values, Mapping) else ()
+        return {"engine": engines[0], **values} if engines else values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if problem := next(self._problems(), None):
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        if self.engine not in ENGINES[self.method]:
+            yield f"method {self.method} has no engine {self.engine!r}: use {' or '.join(ENGINES[self.method])}"
+        for name, methods in TABLES.items():
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
+                yield f"method {self.method} does not read [{name}] (for {', '.join(methods)}): take the table out"
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            yield f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
+        if self.engine == "native" and (self.optimizer != "adamw" or self.micro_batch_size or self.adapter == "qlora"):
+            yield "the native engine has adamw, whole batches and no qlora: take these keys out"
+        if self.method == "dpo" and self.beta == 0:
+            yield "beta = 0 leaves nothing of a preference: use 0.05 to 0.5"
+        if self.method == "kto" and (self.micro_batch_size or self.batch_size) < MIN_KTO_BATCH:
+            yield f"KTO pairs the answers of a batch with each other: batches of {MIN_KTO_BATCH} or more"
+        if self.method in ("ppo", "rloo", "grpo") and not (self.rewards.models or self.rewards.functions):
+            yield f"method {self.method} needs a reward: name one in [rewards] models or functions"
 
     @property
     def thresholds(self) -> Thresholds:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from training.spec import StopRules
+from training.method_tables import StopRules
 
 History = Sequence[dict[str, float]]
 """One entry a step: loss, margin, accuracy, chosen_logps, reference_chosen_logps."""

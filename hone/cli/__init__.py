@@ -38,6 +38,7 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
         "hone.cli.models",
         {
             "models": "Model versions: list, show, add, override",
+            "train": "Train here and now, in the foreground; the result is judged and registered, and gets no traffic",
             "retrain": "Ask for a retraining now; the DAG claims it",
             "requests": "Requests to retrain: list, cancel",
             "runs": "Training runs: list, show",

@@ -1,6 +1,5 @@
 """Commands of training and models: models, retrain, requests, runs, lineage."""
 
-import tomllib
 from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
@@ -19,8 +18,10 @@ from hone.cli.context import (
     utc_now,
 )
 from hone.cli.output import facts, show_json, table
-from hone.errors import ConfigError, Conflict
+from hone.cli.train import check_spec, train
+from hone.errors import Conflict
 from hone.ids import uuid7
+from hone.overrides import read_overrides
 from hone.settings import Trigger
 from hone.store.audit import append_audit
 from hone.store.datasets import get_dataset
@@ -128,8 +129,9 @@ def retrain(
 
     It needs no threshold and works in observe mode too, but not while the platform is frozen.
     """
-    settings, spec = current_settings(), read_changes(changes)
+    settings, spec = current_settings(), read_overrides(changes)
     method = method or settings.trigger.method
+    check_spec(method, changes)
     with transaction(settings) as session:
         if dataset is not None:
             get_dataset(session, dataset)
@@ -144,35 +146,6 @@ def retrain(
     facts(found, as_json)
     if frozen:
         click.echo("the platform is frozen: it starts after `hone unfreeze`", err=True)
-
-
-def read_changes(changes: tuple[str, ...]) -> dict[str, Any]:
-    """Return `a.b=1` items as nested tables; values are TOML, and what is not TOML is a text.
-
-    Raises:
-        ConfigError: an item has no key or value, or a key is both a value and a table.
-    """
-    spec: dict[str, Any] = {}
-    for item in changes:
-        key, found, value = item.partition("=")
-        *tables, name = key.strip().split(".")
-        if not found or not all([*tables, name]):
-            raise ConfigError(f"--set {item!r} is not KEY=VALUE: write for instance --set lora.rank=8")
-        place = spec
-        for part in tables:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {item!r}: {part} is set to a value already, so it has no keys")
-        place[name] = read_value(value.strip())
-    return spec
-
-
-def read_value(text: str) -> Any:
-    """Return the TOML value, or the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 @click.group()
@@ -278,4 +251,4 @@ def columns_of(row: Base) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in row.__table__.columns}
 
 
-commands = (models, retrain, requests, runs, lineage)
+commands = (models, train, retrain, requests, runs, lineage)

@@ -244,6 +244,8 @@ def test_a_person_can_ask_for_a_retraining_and_take_it_back(run: Run, sessions: 
     assert read(run("requests", "list", "--json"))[0]["status"] == "cancelled"
     assert audit(sessions) == [("retrain.request", "new recipe", "ann"), ("retrain.cancel", "typo", "ann")]
     assert "does not exist" in run("retrain", "--dataset", "none", "--reason", "x", code=1).stderr
+    wrong = run("retrain", "--set", "lora.rnk=8", "--reason", "x", code=1).stderr
+    assert "lora.rnk = 8" in wrong, "refused before anything is asked for"
     assert "is not an id (of one request)" in run("requests", "cancel", "7", "--reason", "x", code=1).stderr
 
 

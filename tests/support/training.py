@@ -8,6 +8,8 @@ from uuid import UUID, uuid5
 from hone.datasets import Candidate
 from hone.records import Message
 from tests.support.tiny_model import OBJECTS, PAGES, VERBS
+from training.fit import Task
+from training.progress import Progress
 from training.spec import Job, RunSpec, merged
 
 SPACE = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
@@ -74,3 +76,11 @@ def make_job(directory: Path, base: Path, rows: list[dict[str, Any]], **override
     job = Job(run_id="r-test", spec=spec, base_version="m-base", base_directory=base, directory=directory, **fields)
     (directory / "job.json").write_text(job.model_dump_json())
     return job
+
+
+def make_task(loaded: tuple[Any, Any], directory: Path, rows: list[dict[str, Any]], **overrides: Any) -> Task:
+    """A task on `rows` for a loaded model; `dev` rows are given as `dev=[...]`."""
+    dev = overrides.pop("dev", [])
+    directory.mkdir(parents=True, exist_ok=True)
+    spec = RunSpec.model_validate(merged(QUICK, overrides))
+    return Task(*loaded, rows, dev, spec, directory, "r-test", Progress(directory / "progress.json"))

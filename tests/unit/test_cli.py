@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hone.cli import SECTIONS, cli
-from hone.cli.models import read_changes
 from hone.cli.output import cell, columns, duration
 from hone.cli.overview_text import lines
 from hone.errors import ConfigError
 from hone.local import checkout as place
+from hone.overrides import read_overrides
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 HEAVY = ("sqlalchemy", "confluent_kafka", "numpy", "httpx", "pydantic")
@@ -90,19 +90,19 @@ def test_a_database_that_is_away_ends_in_one_line_with_the_remedy(monkeypatch: p
 
 
 def test_values_of_the_training_spec_are_toml_and_else_texts() -> None:
-    spec = read_changes(("lora.rank=8", "learning_rate = 1e-5", "engine=trl", "lora.targets=['q', 'v']"))
+    spec = read_overrides(("lora.rank=8", "learning_rate = 1e-5", "engine=trl", "lora.targets=['q', 'v']"))
     assert spec == {"lora": {"rank": 8, "targets": ["q", "v"]}, "learning_rate": 1e-5, "engine": "trl"}
 
 
 @pytest.mark.parametrize("item", ["rank", "=8", "lora.=8", ".rank=8"])
 def test_an_item_without_key_or_value_is_refused(item: str) -> None:
     with pytest.raises(ConfigError, match="is not KEY=VALUE"):
-        read_changes((item,))
+        read_overrides((item,))
 
 
 def test_a_key_cannot_be_value_and_table() -> None:
     with pytest.raises(ConfigError, match="lora is set to a value already"):
-        read_changes(("lora=1", "lora.rank=8"))
+        read_overrides(("lora=1", "lora.rank=8"))
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,18 @@ import pytest
 import torch
 
 from hone.errors import ConfigError, ProgramFailed
-from tests.support.tiny_model import make_tiny_model
-from tests.support.training import QUICK, row
-from training.dpo import Run, attach_adapter, dpo_loss, learning_rate, plan_batches, reference_logps, train_dpo
+from tests.support.training import QUICK, make_task, row
+from training.adapter import trainable
+from training.dpo import Run, dpo_loss, learning_rate, plan_batches, reference_logps, train_dpo
 from training.pairs import TokenPair, encode_pairs
 from training.policy import answer_logps, check_parity, load_model
 from training.progress import Progress
 from training.spec import RunSpec, merged
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
+@pytest.fixture
+def base(tiny_base: Path) -> Path:
+    return tiny_base
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_log_probabilities_and_loss_agree_with_trl(loaded: tuple[Any, Any], tmp_
     model, tokenizer = loaded
     pairs = encode(tokenizer, 4)
     settings = spec(batch_size=4)
-    trainer = make_trainer(model, tokenizer, pairs, settings, tmp_path)
+    trainer = make_trainer(make_task((model, tokenizer), tmp_path, [], batch_size=4), pairs)
     policy = trainer.model
     with torch.no_grad():
         for name, weight in policy.named_parameters():
@@ -108,16 +107,15 @@ def test_log_probabilities_and_loss_agree_with_trl(loaded: tuple[Any, Any], tmp_
 
 
 def test_the_trl_engine_runs_the_same_spec_and_refuses_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
-    from training.trl_dpo import train_with_trl
+    from training.trl_dpo import train as train_with_trl
 
-    model, tokenizer = loaded
-    progress = Progress(tmp_path / "p.json")
-    result = train_with_trl(model, tokenizer, encode(tokenizer), spec(engine="trl", steps=3), tmp_path, progress)
+    rows = [row(k) for k in range(16)]
+    result = train_with_trl(make_task(loaded, tmp_path, rows, engine="trl", steps=3))
     assert len(result.history) == 3
     assert result.history[0]["margin"] == pytest.approx(0, abs=1e-5)
     assert result.history[0]["reference_chosen_logps"] == pytest.approx(result.history[0]["chosen_logps"], abs=1e-3)
     with pytest.raises(ConfigError, match='engine = "native"'):
-        train_with_trl(model, tokenizer, encode(tokenizer, weight=0.5), spec(), tmp_path, progress)
+        train_with_trl(make_task(loaded, tmp_path, [row(k, weight=0.5) for k in range(16)], engine="trl"))
 
 
 def train(loaded: tuple[Any, Any], directory: Path, settings: RunSpec, **fields: Any) -> Any:
@@ -141,7 +139,7 @@ def test_a_reference_that_is_not_the_policy_is_noticed_at_the_first_step(
 ) -> None:
     """So it would be for an adapter that nobody merged."""
     model, tokenizer = loaded
-    run = Run(attach_adapter(model, spec().lora, 0), spec(), "r-1", tmp_path)
+    run = Run(trainable(model, spec()), spec(), "r-1", tmp_path)
     with pytest.raises(ConfigError, match="ln 2"):
         run.train_step(encode(tokenizer, 2), [(-50.0, -10.0)] * 2, 10, tokenizer.pad_token_id)
 

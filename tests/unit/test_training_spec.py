@@ -6,14 +6,21 @@ from typing import Any
 import pytest
 
 from hone.errors import ConfigError
-from training.spec import Job, RunSpec, load_job, load_spec
+from training.spec import KINDS, Job, RunSpec, load_job, load_spec
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("dpo*.toml"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = [path for method in KINDS for path in sorted((ROOT / "configs").glob(f"{method}*.toml"))]
+DPO = ROOT / "configs" / "dpo.toml"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_shipped_configurations_are_valid(path: Path) -> None:
-    assert load_spec(path).method == "dpo"
+def test_the_shipped_configurations_are_valid_and_named_by_their_method(path: Path) -> None:
+    assert load_spec(path).method == path.name.split(".")[0]
+
+
+def test_each_method_has_a_default_engine_of_its_own() -> None:
+    assert RunSpec().engine == "native"
+    assert RunSpec(method="sft").engine == "trl"
 
 
 def test_overrides_of_a_request_replace_single_keys(tmp_path: Path) -> None:
@@ -30,11 +37,18 @@ def test_overrides_of_a_request_replace_single_keys(tmp_path: Path) -> None:
         pytest.param({"beta": -1}, "beta = -1", id="out of range"),
         pytest.param({"lora": {"rnk": 4}}, "lora.rnk = 4", id="an unknown key of a table"),
         pytest.param({"gates": {"min_pears": 4}}, "gates.min_pears", id="an unknown threshold"),
+        pytest.param({"method": "sft"}, "no engine 'native': use trl", id="an engine that the method has not"),
+        pytest.param({"reward": {"margin": 1}}, r"dpo does not read \[reward\]", id="a table of another method"),
+        pytest.param({"preference": {"label_smoothing": 0.1}}, "does nothing", id="smoothing that sigmoid ignores"),
+        pytest.param({"micro_batch_size": 3}, "no multiple", id="batches that do not add up"),
+        pytest.param({"adapter": "qlora"}, "native engine has", id="what the native engine lacks"),
+        pytest.param({"method": "kto", "engine": "trl", "batch_size": 2}, "batches of 4", id="a KTO batch too small"),
+        pytest.param({"method": "ppo", "engine": "native"}, "needs a reward", id="nothing to reward"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(overrides: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        load_spec(CONFIGS[0], overrides)
+        load_spec(DPO, overrides)
 
 
 def test_a_job_is_the_same_after_a_round_trip(tmp_path: Path) -> None:

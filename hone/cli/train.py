@@ -1,0 +1,59 @@
+"""The command train, and the check of a training spec before anything is asked for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from hone.cli.context import run_program
+from hone.errors import ConfigError
+from hone.local.checkout import checkout
+from hone.settings import CONFIG_VARIABLE
+
+METHODS = ("sft", "reward_model", "dpo", "kto", "ppo", "rloo", "grpo")
+
+
+@click.command()
+@click.argument("method", type=click.Choice(METHODS))
+@click.option("--dataset", help="Id of a frozen or imported dataset, or a directory with train.jsonl.")
+@click.option("--base", help="Registered version or model directory to start from; default: the stable model.")
+@click.option(
+    "--spec", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Default: configs/METHOD.toml."
+)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Key of the training spec: lora.rank=8.")
+@click.option("--dry-run", is_flag=True, help="Check spec, base and data, show what would be trained, and stop.")
+def train(
+    method: str, dataset: str | None, base: str | None, spec: Path | None, changes: tuple[str, ...], dry_run: bool
+) -> None:
+    """Train here and now, in the foreground; the result is judged and registered, and gets no traffic.
+
+    Interrupted, the same command goes on from the newest whole checkpoint. Needs the checkout.
+    """
+    path = spec or checkout() / "configs" / f"{method}.toml"
+    given = {"method": method, "dataset": dataset, "base": base}
+    words = [f"--set={key}={value}" for key, value in given.items() if value is not None]
+    words += [f"--set={item}" for item in changes]
+    run_program("training", "run", str(path), *words, *(["--dry-run"] if dry_run else []))
+
+
+def check_spec(method: str, changes: tuple[str, ...]) -> None:
+    """Raise ConfigError where the training spec with these changes is wrong; without the checkout only a note is made.
+
+    The spec's rules live with the trainer, which the library does not import.
+    """
+    try:
+        root = checkout()
+    except ConfigError:
+        return click.echo("the changes are checked when training starts: no trainer is installed here", err=True)
+    command = [sys.executable, "-m", "training", "check", method, *(f"--set={item}" for item in changes)]
+    done = subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(done.stderr.strip().removeprefix("training failed: "))
+
+
+def child_environment() -> dict[str, str]:
+    """Return this environment for a child in another folder: the settings file by its whole path."""
+    config = os.environ.get(CONFIG_VARIABLE)
+    return {**os.environ, **({CONFIG_VARIABLE: str(Path(config).absolute())} if config else {})}

@@ -1,0 +1,99 @@
+"""Each method from rows to a model that is reloaded and answers; the foreground command; what it leaves in Postgres."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from hone.datasets import FreezePolicy
+from hone.settings import Settings
+from hone.store.candidates import candidates_of
+from hone.store.datasets import freeze_feedback
+from hone.store.models import get_model, import_model, set_alias
+from hone.store.runs import get_run
+from tests.support.pairs import add_edit
+from tests.support.training import QUICK, make_job, row
+from training.__main__ import main
+from training.generate import Decoding, generate
+from training.policy import load_model
+from training.progress import Progress
+from training.spec import load_spec
+from training.start import describe, run_spec
+
+pytestmark = pytest.mark.slow
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "sft": {"method": "sft"},
+    "sft packed": {"method": "sft", "sft": {"packing": True}},
+    "sft full": {"method": "sft", "adapter": "full"},
+    "dpo robust": {"preference": {"loss": "robust", "label_smoothing": 0.1}},
+    "dpo full": {"adapter": "full"},
+    "dpo trl": {"method": "dpo", "engine": "trl"},
+}
+
+
+@pytest.mark.parametrize("recipe", POLICIES.values(), ids=list(POLICIES))
+def test_a_policy_is_trained_exported_reloaded_and_answers(
+    tiny_base: Path, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    make_job(tmp_path / "run", tiny_base, [row(k) for k in range(12)], **recipe)
+    assert main(["run", str(tmp_path / "run" / "job.json")]) == 0
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report["training"]["num_steps"] == 6
+    assert not any(report["training"]["dropped"].values())
+    model, tokenizer = load_model(tmp_path / "run" / "model")
+    decoding = Decoding(temperature=0.0, max_new_tokens=4, batch_size=2)
+    (answer,) = generate(model, tokenizer, [row(0)["prompt"]], decoding, Progress(tmp_path / "p.json"))
+    assert answer.num_tokens
+    before, after = (dict(load_model(place)[0].named_parameters()) for place in (tiny_base, tmp_path / "run" / "model"))
+    assert any(not weight.equal(after[name]) for name, weight in before.items()), "something was learnt"
+
+
+def write_spec(path: Path, **fields: Any) -> Path:
+    """A spec for people, of plain keys and one level of tables."""
+    plain = {key: value for key, value in fields.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in fields.items() if isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_people_run_a_spec_on_a_frozen_dataset_and_the_result_is_registered(
+    sessions: sessionmaker[Session], store_url: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    with sessions.begin() as session:
+        for turn in range(8):
+            add_edit(session, turn, f"Corrected {turn}: open the Orders page.")
+        assert len(candidates_of(session, "demonstrations", None)) == 8
+        policy = FreezePolicy(max_user_share=1.0)
+        dataset = freeze_feedback(session, kind="demonstrations", watermark=None, policy=policy)
+        set_alias(session, "stable", import_model(session, tiny_base), expected_generation=None)
+    settings = Settings(database_url=store_url, var_dir=tmp_path / "var")
+    spec = load_spec(write_spec(tmp_path / "sft.toml", method="sft", **QUICK), {"dataset": dataset, "steps": 2})
+    described = describe(settings, spec)
+    assert described["rows"]["train"] > 0
+    assert not (Path(described["directory"]) / "model").exists(), "a dry run trains nothing"
+    done = run_spec(settings, spec)
+    assert done["run_id"] == described["run_id"]
+    with sessions() as session:
+        run, model = get_run(session, done["run_id"]), get_model(session, done["model_version"])
+        assert (run.status, run.method, run.spec["steps"]) == ("done", "sft", 2)
+        assert (model.run_id, model.status) == (run.run_id, "rejected"), "nobody's pairs could judge it"
+
+
+def test_rows_and_base_in_directories_need_no_database(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HONE_VAR_DIR", str(tmp_path / "var"))
+    job = make_job(tmp_path / "rows", tiny_base, [row(k) for k in range(8)])
+    spec = write_spec(
+        tmp_path / "sft.toml", method="sft", base=str(tiny_base), dataset=str(job.directory / "data"), **QUICK
+    )
+    assert main(["run", str(spec), "--set", "steps=1", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == {"train": 8, "dev": 0, "test": 0}
+    assert main(["run", str(spec), "--set", "stepz=1"]) == 2
+    assert "stepz" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""A run in the foreground: `python -m training run SPEC.toml`, or `hone train`. Its row is kept like a retraining's."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from hone.datasets import SPLITS
+from hone.errors import HoneError
+from hone.settings import Settings
+from hone.store.runs import fail_run, finish_run, start_run
+from training.jobs import make_job, needs_database
+from training.pairs import read_rows
+from training.retrain import judge, read_report, transaction, utc_now
+from training.spec import Job, RunSpec
+
+
+def run_spec(settings: Settings, spec: RunSpec) -> dict[str, Any]:
+    """Train and evaluate here, and return what became of it.
+
+    A run on a frozen dataset gets its row in Postgres, and a policy is judged and registered; a run on a directory of
+    rows leaves only its own directory.
+
+    Raises:
+        HoneError: spec, base or data do not allow the run, or it went wrong.
+    """
+    from training.run import run_job
+
+    with optional_transaction(settings, spec) as session:
+        job = make_job(session, settings, spec)
+        is_kept = is_stored(spec)
+        if session is not None and is_kept:
+            begin(session, job)
+    try:
+        run_job(job)
+    except HoneError as error:
+        if is_kept:
+            with transaction(settings) as session:
+                fail_run(session, job.run_id, str(error), utc_now())
+        raise
+    report = read_report(job.directory)
+    if is_kept:
+        with transaction(settings) as session:
+            finish_run(session, job.run_id, report["training"], utc_now())
+        if spec.method != "reward_model":
+            judge(settings, job.run_id)
+    return {
+        "run_id": job.run_id,
+        "model_version": report.get("model_version"),
+        "directory": str(job.directory),
+        "training": report["training"],
+    }
+
+
+def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
+    """Return what would be trained, from what, on how many rows, without training; the run's directory is written."""
+    with optional_transaction(settings, spec) as session:
+        job = make_job(session, settings, spec)
+    rows = {split: len(read_rows(job.directory / "data" / f"{split}.jsonl")) for split in SPLITS}
+    return {
+        "run_id": job.run_id,
+        "directory": str(job.directory),
+        "base_version": job.base_version,
+        "base_directory": str(job.base_directory),
+        "rows": rows,
+        "spec": json.loads(spec.model_dump_json()),
+    }
+
+
+def is_stored(spec: RunSpec) -> bool:
+    """Say whether the dataset is one of the database, so that the run gets a row there."""
+    return spec.dataset is not None and not Path(spec.dataset).is_dir()
+
+
+def begin(session: Session, job: Job) -> None:
+    """Make the row of the run."""
+    assert job.spec.dataset is not None
+    start_run(
+        session,
+        run_id=job.run_id,
+        request_id=None,
+        dataset_id=job.spec.dataset,
+        method=job.spec.method,
+        base_version=job.base_version,
+        spec=job.spec.model_dump(mode="json"),
+        directory=job.directory,
+        now=utc_now(),
+    )
+
+
+@contextmanager
+def optional_transaction(settings: Settings, spec: RunSpec) -> Iterator[Session | None]:
+    """Open a session where the spec names something that only the database knows."""
+    if not needs_database(spec):
+        yield None
+        return
+    with transaction(settings) as session:
+        yield session

@@ -1,0 +1,155 @@
+"""What all of TRL's trainers share here: their arguments, their figures, stop rules, and checkpoints that are verified.
+
+TRL writes a checkpoint file by file. We hash what it wrote and mark it whole; only such a one is ever gone on from, by
+its explicit path.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+from hone.errors import ProgramFailed
+from training import checkpoint
+from training.fit import Task
+from training.result import TrainResult
+from training.spec import RunSpec
+from training.stop_rules import fired
+
+CHECKPOINT = "checkpoint"
+"""TRL's folders are named `checkpoint-<step>`."""
+KEPT = 2
+"""One that is whole while the next is being written."""
+OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}
+
+Figures = Callable[[Mapping[str, float]], dict[str, float]]
+"""TRL's log line of one step -> ours."""
+
+
+def arguments(task: Task) -> dict[str, Any]:
+    """Return the spec in the words of transformers' `TrainingArguments`.
+
+    TRL's defaults of bf16 and gradient checkpointing cost a CPU a factor of 3, and its filter hides losses that are no
+    numbers: all are set here.
+    """
+    spec = task.spec
+    micro = spec.micro_batch_size or spec.batch_size
+    return {
+        "output_dir": str(task.directory / "trl"),
+        "learning_rate": spec.learning_rate,
+        "warmup_steps": spec.warmup_steps,
+        "weight_decay": spec.weight_decay,
+        "optim": OPTIMIZERS[spec.optimizer],
+        "max_steps": spec.steps or -1,
+        "num_train_epochs": spec.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": spec.batch_size // micro,
+        "gradient_checkpointing": spec.gradient_checkpointing,
+        "max_grad_norm": spec.max_grad_norm,
+        "bf16": spec.precision == "bf16",
+        "seed": spec.seed,
+        "data_seed": spec.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": spec.checkpoint_steps,
+        "save_total_limit": KEPT,
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": True,
+        **early_stopping(spec, bool(task.dev)),
+    }
+
+
+def early_stopping(spec: RunSpec, has_dev: bool) -> dict[str, Any]:
+    """Return the arguments with which the best checkpoint on the dev rows is kept; none without patience or rows."""
+    if spec.stop.patience is None or not has_dev:
+        return {}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": spec.checkpoint_steps,
+        "per_device_eval_batch_size": spec.batch_size,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+
+
+def run_trainer(trainer: Any, task: Task, figures: Figures, dropped: dict[str, int] | None = None) -> TrainResult:
+    """Train to the end or to a stop rule, going on from the newest verified checkpoint of this run.
+
+    Raises:
+        ProgramFailed: the loss is no longer a number.
+    """
+    result = TrainResult(trainer.model, dropped=dropped or {})
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Recorder(result, task, figures))
+    trainer.add_callback(Sealer(task))
+    if trainer.args.load_best_model_at_end:
+        trainer.add_callback(EarlyStoppingCallback(task.spec.stop.patience))
+    task.progress.stage("train")
+    trainer.train(resume_from_checkpoint=resume_path(task))
+    result.model = trainer.model.eval()
+    result.fired = fired(result.history, task.spec.stop)
+    return result
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """Return what a checkpoint must agree with to be gone on from."""
+    return {"run_id": task.run_id, "threads": torch.get_num_threads()}
+
+
+def resume_path(task: Task) -> str | None:
+    """Return the newest verified checkpoint; what was begun after it is removed, since it will be written again."""
+    directory = task.directory / "trl"
+    found = checkpoint.newest_path(directory, identity(task), CHECKPOINT)
+    last = checkpoint.step_of(found[0]) if found else -1
+    for path in directory.glob(f"{CHECKPOINT}-*"):
+        if checkpoint.step_of(path) > last:
+            shutil.rmtree(path)
+    return str(found[0]) if found else None
+
+
+class Sealer(TrainerCallback):  # type: ignore[misc]
+    """Hashes each checkpoint that TRL has written."""
+
+    def __init__(self, task: Task) -> None:
+        """Seal the checkpoints of this task."""
+        self._task = task
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the newest folder whole."""
+        path = Path(args.output_dir) / f"{CHECKPOINT}-{state.global_step}"
+        checkpoint.seal(path, {"step": state.global_step, **identity(self._task)})
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Copies TRL's figures into the result, and stops the run where the spec says so."""
+
+    def __init__(self, result: TrainResult, task: Task, figures: Figures) -> None:
+        """Write to `result`."""
+        self._result = result
+        self._task = task
+        self._figures = figures
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take up what was logged before a checkpoint."""
+        self._result.history[:] = [self._figures(logs) for logs in state.log_history if "loss" in logs]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Take one step's figures. Raises ProgramFailed on a loss that is no number."""
+        if not logs or "loss" not in logs:
+            return
+        step = self._figures(logs)
+        if not math.isfinite(step["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
+            raise ProgramFailed(f"the loss is {step['loss']} at step {state.global_step}: lower learning_rate")
+        self._result.history.append(step)
+        shown = {name: step[name] for name in ("loss", "margin", "reward") if name in step}
+        self._task.progress.step(state.global_step, state.max_steps, **shown)
+        spec = self._task.spec
+        if spec.stop_rules == "stop" and fired(self._result.history, spec.stop):
+            control.should_training_stop = True
