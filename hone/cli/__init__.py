@@ -45,6 +45,12 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
             "lineage": "Follow an answer back to the events that shaped its model",
         },
     ),
+    "Planning": (
+        "hone.cli.plan",
+        {
+            "plan": "Say what to train from these labels on this hardware, why, whether it fits, and what it costs",
+        },
+    ),
     "Live traffic": (
         "hone.cli.rollout",
         {
