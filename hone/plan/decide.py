@@ -132,7 +132,7 @@ def data_refusals(labels: Labels, stages: tuple[str, ...], tables: Tables) -> li
     """Return why these labels cannot be trained on."""
     found = []
     if not stages:
-        found.append("there is no label to train on: collect feedback, or import demonstrations with `hone import`")
+        found.append("there is no label to train on: collect feedback, or import some")
     if labels.noise is not None and labels.noise > tables.limits.max_noise and set(stages) & set(PREFERENCE_METHODS):
         found.append(
             f"{labels.noise:.0%} of the labels are flipped, more than {tables.limits.max_noise:.0%}: such a batch is "
