@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hone.errors import ConfigError
-
-Ids = Sequence[int]
+from training.lm_head import head_logps
+from training.shared_prompt import Ids, Pair, attention_mask, lay_out
 
 PARITY_TOLERANCE = 1e-3
+GPU_BLOCK = 128
+"""Rows are as long as a multiple of this on a GPU: FlexAttention works in such blocks, and few shapes compile."""
 
 
 def load_model(directory: Path) -> tuple[Any, Any]:
-    """Return the model (fp32, evaluation mode) and the tokenizer of a local transformers directory.
+    """Return the model (fp32, evaluation mode, on the GPU if there is one) and the tokenizer of a local directory.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -30,7 +31,7 @@ def load_model(directory: Path) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{directory} is no loadable transformers model: {error}") from None
-    return model.eval(), tokenizer
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def end_tokens(model: Any) -> list[int]:
@@ -39,16 +40,41 @@ def end_tokens(model: Any) -> list[int]:
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
+def pair_logps(model: Any, pairs: Sequence[Pair], pad: int, *, shared: bool) -> tuple[Tensor, Tensor]:
+    """Return the summed log-probabilities (nats) of chosen and rejected answers, both of shape (B,) for B pairs.
+
+    Args:
+        shared: compute each prompt once for both answers, see `training.shared_prompt`.
+    """
+    if shared:
+        logps_N, answer_N = shared_token_logps(model, pairs, pad)
+    else:
+        sequences = [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs]
+        logps_N, answer_N = token_logps(model, sequences, pad)
+    chosen_B, rejected_B = sum_rows(logps_N, answer_N, 2 * len(pairs)).chunk(2)
+    return chosen_B, rejected_B
+
+
+def shared_token_logps(model: Any, pairs: Sequence[Pair], pad: int) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities of the answers' tokens, shape (N,), and the answer of each: chosen ones first."""
+    rows = lay_out(pairs, pad, multiple=GPU_BLOCK if model.device.type == "cuda" else 1).to(model.device)
+    mask = attention_mask(rows, model.config._attn_implementation)
+    decoder = decoder_of(model)
+    output = decoder(input_ids=rows.ids_BT, position_ids=rows.positions_BT, attention_mask=mask, use_cache=False)
+    hidden_NH = output.last_hidden_state.flatten(0, 1)[rows.source_N]
+    return head_logps(hidden_NH, rows.target_N, model.get_output_embeddings()), rows.answer_N
+
+
 def token_logps(model: Any, sequences: Sequence[tuple[Ids, Ids]], pad: int) -> tuple[Tensor, Tensor]:
     """Return log-probabilities (nats) of the answers' tokens, shape (N,), and the sequence of each, shape (N,).
 
     Each sequence is (prompt, answer). Logits are made for answer tokens only. Padding stands on the right, where
     causal attention never looks, so that no mask is needed.
     """
-    ids_BT, row_N, time_N = collate(sequences, pad)
+    ids_BT, row_N, time_N = (tensor.to(model.device) for tensor in collate(sequences, pad))
     hidden_BTH = decoder_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
-    logits_NV = model.get_output_embeddings()(hidden_BTH[row_N, time_N - 1]).float()
-    return -F.cross_entropy(logits_NV, ids_BT[row_N, time_N], reduction="none"), row_N
+    targets_N = ids_BT[row_N, time_N]
+    return head_logps(hidden_BTH[row_N, time_N - 1], targets_N, model.get_output_embeddings()), row_N
 
 
 def answer_logps(model: Any, sequences: Sequence[tuple[Ids, Ids]], pad: int) -> Tensor:
@@ -59,7 +85,7 @@ def answer_logps(model: Any, sequences: Sequence[tuple[Ids, Ids]], pad: int) -> 
 
 def sum_rows(logps_N: Tensor, row_N: Tensor, num_rows: int) -> Tensor:
     """Return the sum of each sequence's tokens, shape (B,)."""
-    return torch.zeros(num_rows).index_add(0, row_N, logps_N)
+    return logps_N.new_zeros(num_rows).index_add(0, row_N, logps_N)
 
 
 def collate(sequences: Sequence[tuple[Ids, Ids]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +114,7 @@ def check_parity(model: Any, sequence: tuple[Ids, Ids], pad: int) -> None:
     Some architectures scale or cap their logits outside the head; for these only the engine `trl` is right.
     """
     prompt, answer = sequence
-    ids_1T = torch.tensor([[*prompt, *answer]])
+    ids_1T = torch.tensor([[*prompt, *answer]], device=model.device)
     logps_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float().log_softmax(-1)
     whole = logps_TV.gather(1, ids_1T[0, 1:, None])[len(prompt) - 1 :].sum()
     ours = answer_logps(model, [sequence], pad)[0]
@@ -97,3 +123,17 @@ def check_parity(model: Any, sequence: tuple[Ids, Ids], pad: int) -> None:
             f"log-probability of an answer is {ours:.4f} by the native engine, {whole:.4f} by the model: "
             'this architecture needs engine = "trl"'
         )
+
+
+@torch.no_grad()
+def can_share_prompt(model: Any, pairs: Sequence[Pair], pad: int) -> bool:
+    """Say whether the pairs have the same log-probabilities with a shared prompt as with one of their own.
+
+    Not so for models that look at a window or keep a state instead of attending to all that came before.
+    """
+    try:
+        shared = torch.stack(pair_logps(model, pairs, pad, shared=True))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    separate = torch.stack(pair_logps(model, pairs, pad, shared=False))
+    return torch.allclose(shared, separate, atol=PARITY_TOLERANCE, rtol=1e-4)
