@@ -1,7 +1,8 @@
 """Direct preference optimisation (arXiv:2305.18290), the fast native engine.
 
-Reference log-probabilities are computed once, batches hold sequences of like length, logits exist for answer tokens
-only, and each pair counts by its weight. No step draws a random number: a killed run goes on to the same weights.
+Reference log-probabilities are computed once and kept on disk, batches hold pairs of like length, a prompt is computed
+once for both of its answers, logits exist for answer tokens only, and each pair counts by its weight. No step draws a
+random number: a killed run goes on to the same weights.
 """
 
 import math
@@ -18,73 +19,108 @@ from hone.errors import ConfigError, ProgramFailed
 from training import checkpoint
 from training.adapter import trainable
 from training.checkpoint import Checkpoint
+from training.fast_lora import fast_lora
 from training.losses import Gains, pair_losses
 from training.pairs import TokenPair
-from training.policy import answer_logps, check_parity, sum_rows, token_logps
+from training.policy import attends_to_all, can_share_prompt, check_parity, pair_logps
+from training.precision import computing, prepare, restore
 from training.progress import Progress
+from training.reference import Logps, reference_logps
 from training.result import TrainResult
 from training.spec import RunSpec
 from training.stop_rules import fired
 
-REFERENCE_BATCH = 32
 POOL_BATCHES = 8
 """Pairs are sorted by length within pools of this many batches: little padding, and still a random order."""
-STEP_0_TOLERANCE = 1e-3
+STEP_0_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+"""Of the first loss: reference and policy are computed in batches of other shapes, which rounds otherwise."""
 
 
 def train_dpo(
-    model: Any, pairs: Sequence[TokenPair], spec: RunSpec, pad: int, checkpoints: Path, run_id: str, progress: Progress
+    model: Any,
+    pairs: Sequence[TokenPair],
+    spec: RunSpec,
+    pad: int,
+    checkpoints: Path,
+    run_id: str,
+    progress: Progress,
+    *,
+    cache: Path | None = None,
 ) -> TrainResult:
-    """Train a fresh adapter on `model`, going on from the newest whole checkpoint of this run.
+    """Train `model`, or a fresh adapter on it, going on from the newest whole checkpoint of this run.
+
+    Args:
+        cache: a folder where reference values are looked up and kept; None: they are computed.
 
     Raises:
         ConfigError: the architecture does not suit the native engine, or policy and reference differ before training.
         ProgramFailed: the loss is no longer a number.
     """
     check_parity(model, (pairs[0].prompt, pairs[0].chosen), pad)
+    shared = attends_to_all(model)
+    prepare(model, spec, shared=shared)
+    shared = shared and can_share_prompt(model, [min(pairs, key=length_of), max(pairs, key=length_of)], pad)
     plan = plan_batches([pair.length for pair in pairs], spec)
-    reference = reference_logps(model, pairs, {index for batch in plan for index in batch}, pad, progress)
-    run = Run(trainable(model, spec), spec, run_id, checkpoints)
+    wanted = {index for batch in plan for index in batch}
+    reference = reference_logps(model, pairs, wanted, pad, progress, shared=shared, cache=cache)
+    run = Run(trainable(model, spec), spec, run_id, checkpoints, shared=shared)
     run.resume()
     progress.stage("train")
+    with fast_lora(run.model):
+        train_all(run, [[(pairs[index], reference[index]) for index in batch] for batch in plan], pad, progress)
+    return TrainResult(restore(run.model), run.history, fired(run.history, spec.stop))
+
+
+def train_all(run: "Run", plan: Sequence[Sequence["Compared"]], pad: int, progress: Progress) -> None:
+    """Take the steps that are left, with a checkpoint now and then and at the end; a stop rule may end them."""
     while run.step < len(plan):
-        batch = plan[run.step]
-        run.train_step([pairs[index] for index in batch], [reference[index] for index in batch], len(plan), pad)
+        run.train_step(plan[run.step], len(plan), pad)
         progress.step(run.step, len(plan), loss=run.history[-1]["loss"], margin=run.history[-1]["margin"])
-        is_stopped = spec.stop_rules == "stop" and bool(fired(run.history, spec.stop))
-        if is_stopped or run.step == len(plan) or run.step % spec.checkpoint_steps == 0:
+        is_stopped = run.spec.stop_rules == "stop" and bool(fired(run.history, run.spec.stop))
+        if is_stopped or run.step == len(plan) or run.step % run.spec.checkpoint_steps == 0:
             run.save()
         if is_stopped:
             break
-    return TrainResult(run.model, run.history, fired(run.history, spec.stop))
+
+
+Compared = tuple[TokenPair, Logps]
+"""A pair, and its log-probabilities under the reference."""
+
+
+def length_of(pair: TokenPair) -> int:
+    """Return the tokens of the longer sequence."""
+    return pair.length
 
 
 class Run:
     """The changing state of one run: adapter, optimiser, step and history."""
 
-    def __init__(self, model: Any, spec: RunSpec, run_id: str, checkpoints: Path) -> None:
-        """Begin at step 0 with the model's fresh adapter."""
+    def __init__(self, model: Any, spec: RunSpec, run_id: str, checkpoints: Path, *, shared: bool = False) -> None:
+        """Begin at step 0 with the model's fresh adapter; `shared`: a prompt is computed once for both answers."""
         self.model = model
+        self.spec = spec
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self._spec = spec
+        self._shared = shared
         self._run_id = run_id
         self._checkpoints = checkpoints
         self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._optimizer = torch.optim.AdamW(
-            self._weights.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay
+            self._weights.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
         )
 
-    def train_step(
-        self, batch: Sequence[TokenPair], reference: Sequence[tuple[float, float]], num_steps: int, pad: int
-    ) -> None:
+    def train_step(self, batch: Sequence[Compared], num_steps: int, pad: int) -> None:
         """Take one optimiser step. Raises ProgramFailed on a loss that is no number, ConfigError on a wrong start."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, num_steps, self._spec)
-        loss, figures = dpo_loss(self.model, batch, reference, self._spec, pad)
+            group["lr"] = learning_rate(self.step, num_steps, self.spec)
+        figures: dict[str, float] = {}
+        for part in parts_of(batch, self.spec.micro_batch_size):
+            with computing(self.model, self.spec):
+                loss, seen = dpo_loss(self.model, part, self.spec, pad, whole=batch, shared=self._shared)
+            loss.backward()  # type: ignore[no-untyped-call]
+            figures = {name: figures.get(name, 0.0) + value for name, value in seen.items()}
         self._check(figures)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._weights.values(), self._spec.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self._weights.values(), self.spec.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
@@ -113,45 +149,59 @@ class Run:
     def _check(self, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):
             raise ProgramFailed(f"the loss is {figures['loss']} at step {self.step + 1}: lower learning_rate")
-        if self.step == 0 and abs(figures["preference_loss"] - math.log(2)) > STEP_0_TOLERANCE:
+        if self.step == 0 and abs(figures["preference_loss"] - math.log(2)) > STEP_0_TOLERANCE[self.spec.precision]:
             raise ConfigError(
                 f"the preference loss of the first step is {figures['preference_loss']:.4f} and not ln 2 = 0.6931: "
                 "policy and reference differ before training; merge the base's adapter into it first"
             )
 
 
-def dpo_loss(
-    model: Any, batch: Sequence[TokenPair], reference: Sequence[tuple[float, float]], spec: RunSpec, pad: int
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of a batch of B pairs and its figures.
+def parts_of(batch: Sequence[Compared], size: int | None) -> list[Sequence[Compared]]:
+    """Return what goes through the model at once; gradients of the parts add up to the batch's."""
+    size = size or len(batch)
+    return [batch[at : at + size] for at in range(0, len(batch), size)]
 
-    The spec's preference loss, each pair times its weight, divided by B; plus `sft_weight` times the
-    negative log-likelihood of the chosen answers' tokens, divided by their number (as in TRL, for weights of 1).
+
+def dpo_loss(
+    model: Any,
+    part: Sequence[Compared],
+    spec: RunSpec,
+    pad: int,
+    *,
+    whole: Sequence[Compared] | None = None,
+    shared: bool = False,
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss of B pairs, a part of the batch `whole` (default: all of it), and their share of its figures.
+
+    The spec's preference loss, each pair times its weight, divided by the batch's size; plus `sft_weight` times the
+    negative log-likelihood of the chosen answers' tokens, divided by their number in the batch (as in TRL, for weights
+    of 1).
     """
-    sequences = [(pair.prompt, pair.chosen) for pair in batch] + [(pair.prompt, pair.rejected) for pair in batch]
-    logps_N, row_N = token_logps(model, sequences, pad)
-    chosen_B, rejected_B = sum_rows(logps_N, row_N, len(sequences)).chunk(2)
-    reference_chosen_B, reference_rejected_B = torch.tensor(reference).T
-    weight_B = torch.tensor([pair.weight for pair in batch])
+    whole = whole or part
+    pairs = [pair for pair, _ in part]
+    chosen_B, rejected_B = pair_logps(model, pairs, pad, shared=shared)
+    reference_chosen_B, reference_rejected_B = chosen_B.new_tensor([logps for _, logps in part]).T
+    weight_B = chosen_B.new_tensor([pair.weight for pair in pairs])
     gains = Gains(
         chosen_B - reference_chosen_B,
         rejected_B - reference_rejected_B,
-        torch.tensor([len(pair.chosen) for pair in batch]),
-        torch.tensor([len(pair.rejected) for pair in batch]),
+        chosen_B.new_tensor([len(pair.chosen) for pair in pairs]),
+        chosen_B.new_tensor([len(pair.rejected) for pair in pairs]),
     )
     margin_B = spec.beta * (gains.chosen_B - gains.rejected_B)
-    preference = (weight_B * pair_losses(gains, spec.beta, spec.preference)).mean()
-    likelihood = -(weight_B * chosen_B).sum() / sum(len(pair.chosen) for pair in batch)
+    preference = (weight_B * pair_losses(gains, spec.beta, spec.preference)).sum() / len(whole)
+    likelihood = -(weight_B * chosen_B).sum() / sum(len(pair.chosen) for pair, _ in whole)
     loss = preference + spec.sft_weight * likelihood
-    figures = {
-        "loss": loss.item(),
-        "preference_loss": -F.logsigmoid(margin_B.detach()).mean().item(),
-        "margin": margin_B.mean().item(),
-        "accuracy": (margin_B > 0).float().mean().item(),
-        "chosen_logps": chosen_B.mean().item(),
-        "reference_chosen_logps": reference_chosen_B.mean().item(),
+    sums = {
+        "preference_loss": -F.logsigmoid(margin_B.detach()).sum(),
+        "margin": margin_B.detach().sum(),
+        "accuracy": (margin_B > 0).sum(),
+        "chosen_logps": chosen_B.detach().sum(),
+        "reference_chosen_logps": reference_chosen_B.sum(),
     }
-    return loss, figures
+    # One look at the device for all figures, not one for each.
+    found = torch.stack([loss.detach() * len(whole), *sums.values()]).tolist()
+    return loss, {name: value / len(whole) for name, value in zip(("loss", *sums), found, strict=True)}
 
 
 def learning_rate(step: int, num_steps: int, spec: RunSpec) -> float:
@@ -174,20 +224,3 @@ def plan_batches(lengths: Sequence[int], spec: RunSpec) -> list[list[int]]:
         rng.shuffle(batches)
         plan += batches
     return plan[:num_steps]
-
-
-@torch.no_grad()
-def reference_logps(
-    model: Any, pairs: Sequence[TokenPair], wanted: set[int], pad: int, progress: Progress
-) -> dict[int, tuple[float, float]]:
-    """Return (chosen, rejected) log-probabilities under the model as it is, for the wanted pairs."""
-    progress.stage("reference")
-    order = sorted(wanted, key=lambda index: (pairs[index].length, index))
-    found: dict[int, tuple[float, float]] = {}
-    for at in range(0, len(order), REFERENCE_BATCH):
-        chunk = [pairs[index] for index in order[at : at + REFERENCE_BATCH]]
-        sequences = [(pair.prompt, pair.chosen) for pair in chunk] + [(pair.prompt, pair.rejected) for pair in chunk]
-        chosen_B, rejected_B = answer_logps(model, sequences, pad).chunk(2)
-        found |= zip(order[at:], zip(chosen_B.tolist(), rejected_B.tolist(), strict=True), strict=False)
-        progress.step(len(found), len(order))
-    return found

@@ -61,7 +61,9 @@ def merged_lora(model: nn.Module) -> Iterator[None]:
 
     The weights themselves are left alone: adding and subtracting would not give them back to the last bit.
     """
-    with replaced({layer: partial(F.linear, **merged(layer)) for layer in plain_layers(model)}):
+    with replaced(
+        {layer: partial(F.linear, weight=merged(layer), bias=bias_of(layer)) for layer in plain_layers(model)}
+    ):
         yield
 
 
@@ -86,14 +88,20 @@ def plain_layers(model: nn.Module) -> list[Any]:
 
 
 @torch.no_grad()
-def merged(layer: Any) -> dict[str, Tensor | None]:
-    """Return weight and bias of base and adapter in one."""
+def merged(layer: Any) -> Tensor:
+    """Return base and adapter as one matrix."""
     base = layer.get_base_layer()
     down, up, scale = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
-    return {"weight": torch.addmm(base.weight, up.to(base.weight), down.to(base.weight), alpha=scale), "bias": base.bias}
+    return torch.addmm(base.weight, up.to(base.weight), down.to(base.weight), alpha=scale)
 
 
-def is_plain(module: nn.Module) -> bool:
+def bias_of(layer: Any) -> Tensor | None:
+    """Return the base's bias."""
+    found: Tensor | None = layer.get_base_layer().bias
+    return found
+
+
+def is_plain(module: Any) -> bool:
     """Say whether a module is LoRA and nothing else: one adapter, no dropout, no variant, a frozen matrix below."""
     if type(module) is not lora.Linear or list(module.lora_A) != ["default"] or module.lora_variant:
         return False

@@ -27,7 +27,7 @@ def head_logps(hidden_NH: Tensor, targets_N: Tensor, head: nn.Module, max_logits
         return found
     if len(hidden_NH) <= chunk:
         return logps_of(hidden_NH, targets_N, head)
-    pieces = zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
+    pieces = zip(torch.split(hidden_NH, chunk), torch.split(targets_N, chunk), strict=True)
     return torch.cat([checkpoint(logps_of, hidden, targets, head, use_reentrant=False) for hidden, targets in pieces])
 
 

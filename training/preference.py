@@ -6,6 +6,9 @@ from training.fit import Task
 from training.pairs import encode_pairs
 from training.result import TrainResult
 
+REFERENCE_CACHE = ".reference"
+"""Beside the runs: they share it."""
+
 
 def train(task: Task) -> TrainResult:
     """Train on the pairs that can be trained on. Raises like `fit`."""
@@ -13,6 +16,15 @@ def train(task: Task) -> TrainResult:
     if not pairs:
         raise NotEnoughData("there is no pair to train on: freeze a dataset first")
     pad = task.tokenizer.pad_token_id
-    result = train_dpo(task.model, pairs, task.spec, pad, task.directory / "checkpoints", task.run_id, task.progress)
+    result = train_dpo(
+        task.model,
+        pairs,
+        task.spec,
+        pad,
+        task.directory / "checkpoints",
+        task.run_id,
+        task.progress,
+        cache=task.directory.parent / REFERENCE_CACHE,
+    )
     result.dropped = dropped
     return result

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from training.fast_lora import merged_lora
-from training.policy import Ids, decoder_of
+from training.policy import Ids, attends_to_all, decoder_of
 from training.slot_cache import SlotCache
 
 SHRINK_BELOW = 0.75
@@ -77,10 +77,7 @@ class Growing:
 @torch.inference_mode()
 def is_suited(model: Any, prompt: Ids) -> bool:
     """Say whether `sample` is right for a model: plain causal attention, and logits that are the head's own."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    if kinds != {"full_attention"} or model.config.is_encoder_decoder or has_window:
+    if not attends_to_all(model):
         return False
     whole_V = model(input_ids=torch.tensor([prompt], device=model.device)).logits[0, -1].float()
     ours_V = read_prompts(decoder_of(model), model.get_output_embeddings(), [prompt]).logits_UV[0]

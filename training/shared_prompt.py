@@ -8,25 +8,15 @@ Shapes: B pairs, T tokens of the longest row, N answer tokens of the whole batch
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Ids = Sequence[int]
+from training.pairs import TokenPair
+
 Allowed = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(pair, head, query's place, key's place) -> may the query see the key? In FlexAttention's order."""
-
-
-class Pair(Protocol):
-    """What a row is made of."""
-
-    @property
-    def prompt(self) -> Ids: ...
-    @property
-    def chosen(self) -> Ids: ...
-    @property
-    def rejected(self) -> Ids: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +40,7 @@ class Rows:
         return Rows(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
-def lay_out(pairs: Sequence[Pair], pad: int, multiple: int = 1) -> Rows:
+def lay_out(pairs: Sequence[TokenPair], pad: int, multiple: int = 1) -> Rows:
     """Return the pairs as rows, on the CPU, as long as a multiple of `multiple`."""
     num_pairs = len(pairs)
     longest = max(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
@@ -112,5 +102,3 @@ def block_mask(rows: Rows) -> Any:
 def attention_mask(rows: Rows, implementation: str) -> Any:
     """Return the mask that an attention implementation of transformers takes."""
     return block_mask(rows) if implementation == "flex_attention" else dense_mask(rows)
-
-

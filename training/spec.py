@@ -141,8 +141,10 @@ class RunSpec(Table):
                 yield f"method {self.method} does not read [{name}] (for {', '.join(methods)}): take the table out"
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             yield f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
-        if self.engine == "native" and (self.optimizer != "adamw" or self.micro_batch_size or self.adapter == "qlora"):
-            yield "the native engine has adamw, whole batches and no qlora: take these keys out"
+        if self.engine == "native" and (self.optimizer != "adamw" or self.adapter == "qlora"):
+            yield "the native engine has adamw and no qlora: take these keys out"
+        if self.micro_batch_size and self.method == "ppo":
+            yield "PPO goes through [ppo] minibatch_size rows at once: take micro_batch_size out"
         if self.method == "dpo" and self.beta == 0:
             yield "beta = 0 leaves nothing of a preference: use 0.05 to 0.5"
         if self.method == "kto" and (self.micro_batch_size or self.batch_size) < MIN_KTO_BATCH:

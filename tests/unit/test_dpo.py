@@ -11,10 +11,11 @@ import torch
 from hone.errors import ConfigError, ProgramFailed
 from tests.support.training import QUICK, make_task, row
 from training.adapter import trainable
-from training.dpo import Run, dpo_loss, learning_rate, plan_batches, reference_logps, train_dpo
+from training.dpo import Run, dpo_loss, learning_rate, plan_batches, train_dpo
 from training.pairs import TokenPair, encode_pairs
 from training.policy import answer_logps, check_parity, load_model
 from training.progress import Progress
+from training.reference import reference_logps
 from training.spec import RunSpec, merged
 
 
@@ -79,7 +80,7 @@ def test_the_loss_is_the_papers_with_weights_and_the_sft_term(loaded: tuple[Any,
         expected += weight * math.log1p(math.exp(-margin)) / 2
     num_tokens = len(pairs[0].chosen) + len(pairs[1].chosen)
     expected += 0.3 * -(chosen[0] + 0.25 * chosen[1]) / num_tokens
-    loss, _ = dpo_loss(model, pairs, reference, spec(), pad)
+    loss, _ = dpo_loss(model, list(zip(pairs, reference, strict=True)), spec(), pad)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -97,7 +98,7 @@ def test_log_probabilities_and_loss_agree_with_trl(loaded: tuple[Any, Any], tmp_
                 weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
     with policy.disable_adapter():
         reference = reference_logps(policy, pairs, set(range(4)), tokenizer.pad_token_id, Progress(tmp_path / "p.json"))
-    ours, figures = dpo_loss(policy, pairs, [reference[k] for k in range(4)], settings, tokenizer.pad_token_id)
+    ours, figures = dpo_loss(policy, [(pairs[k], reference[k]) for k in range(4)], settings, tokenizer.pad_token_id)
     inputs = trainer.data_collator([trainer.train_dataset[k] for k in range(4)])
     theirs = trainer.compute_loss(trainer.model, inputs)
     assert figures["preference_loss"] != pytest.approx(math.log(2), abs=1e-3), "the adapter must do something"
@@ -141,7 +142,7 @@ def test_a_reference_that_is_not_the_policy_is_noticed_at_the_first_step(
     model, tokenizer = loaded
     run = Run(trainable(model, spec()), spec(), "r-1", tmp_path)
     with pytest.raises(ConfigError, match="ln 2"):
-        run.train_step(encode(tokenizer, 2), [(-50.0, -10.0)] * 2, 10, tokenizer.pad_token_id)
+        run.train_step([(pair, (-50.0, -10.0)) for pair in encode(tokenizer, 2)], 10, tokenizer.pad_token_id)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(loaded: tuple[Any, Any], tmp_path: Path) -> None:
