@@ -21,7 +21,7 @@ def export_model(policy: Any, tokenizer: Any, target: Path) -> tuple[Any, Any]:
     Raises:
         ProgramFailed: the reloaded model computes something else than the policy, or cannot answer.
     """
-    probe = probe_ids(tokenizer)
+    probe = probe_ids(tokenizer).to(policy.device)
     with torch.inference_mode():
         expected = policy(input_ids=probe).logits
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
