@@ -33,8 +33,12 @@ class Ingest(Section):
     poll_timeout_s: float = Field(0.2, gt=0, le=5)
     consumer_group: str = "hone-ingest"
     on_retention_gap: Literal["stop", "continue"] = "stop"
+    rebalancing: Literal["eager", "cooperative"] = "eager"
+    "How a consumer group moves partitions; the same in all members. Cooperative needs a real broker."
     max_invalid_share: float = Field(0.5, gt=0, le=1)
     "Share of invalid messages in 1,000 above which ingest stops instead of filling the dead letters."
+    max_invalid_run: int = Field(200, ge=1)
+    "Invalid messages one after the other in a partition at which it stops."
 
 
 class Pairs(Section):

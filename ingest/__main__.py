@@ -93,8 +93,8 @@ def events(metrics_host: str, metrics_port: int, crash_at: str | None) -> None:
     """Store responses and feedback, each exactly once, until SIGTERM."""
     settings, stop, pulse = load_settings(), stop_on_signals(), Pulse()
     serve_health(metrics_port, pulse, metrics_host)
-    group = settings.ingest.consumer_group
-    source = Source(bootstrap_servers(settings), group, [RESPONSES_TOPIC, FEEDBACK_TOPIC])
+    group, topics = settings.ingest.consumer_group, [RESPONSES_TOPIC, FEEDBACK_TOPIC]
+    source = Source(bootstrap_servers(settings), group, topics, settings.ingest.rebalancing)
     try:
         incarnation = find_incarnation(settings, source, pulse, stop)
         if incarnation is None:
@@ -107,7 +107,7 @@ def events(metrics_host: str, metrics_port: int, crash_at: str | None) -> None:
             max_rows=settings.ingest.max_rows,
             poll_timeout_s=settings.ingest.poll_timeout_s,
             on_retention_gap=settings.ingest.on_retention_gap,
-            breaker=Breaker(settings.ingest.max_invalid_share),
+            breaker=Breaker(settings.ingest.max_invalid_share, settings.ingest.max_invalid_run),
             pulse=pulse,
             crash=killer(crash_at),
         )

@@ -53,6 +53,9 @@ class Batch:
     steps: dict[Partition, Step] = field(default_factory=dict)
     good: list[Decoded] = field(default_factory=list)
     bad: list[tuple[RawMessage, InvalidEvent]] = field(default_factory=list)
+    runs: dict[Partition, int] = field(default_factory=dict)
+    "Invalid messages with which a partition ends, where it does."
+    longest_run: int = 0
 
     @property
     def num_messages(self) -> int:
@@ -75,10 +78,16 @@ class Outcome:
 
 
 def sort_messages(
-    messages: Iterable[RawMessage], claims: Mapping[Partition, Claim], decode: Decode = decode_native
+    messages: Iterable[RawMessage],
+    claims: Mapping[Partition, Claim],
+    decode: Decode = decode_native,
+    runs: Mapping[Partition, int] | None = None,
 ) -> Batch:
-    """Decode the messages of claimed partitions; others, and offsets that are stored already, are left out."""
-    batch = Batch()
+    """Decode the messages of claimed partitions; others, and offsets that are stored already, are left out.
+
+    `runs` are those that the batch before ended with.
+    """
+    batch = Batch(runs=dict(runs or {}))
     for message in messages:
         claim = claims.get(message.partition)
         if claim is None:
@@ -92,13 +101,20 @@ def sort_messages(
         try:
             for record in decode(message):
                 batch.good.append(Decoded(message, record))
+            batch.runs.pop(message.partition, None)
         except InvalidEvent as error:
             batch.bad.append((message, error))
+            batch.runs[message.partition] = batch.runs.get(message.partition, 0) + 1
+            batch.longest_run = max(batch.longest_run, batch.runs[message.partition])
     return batch
 
 
-def store_batch(session: Session, group: Group, batch: Batch) -> Outcome:
+def store_batch(
+    session: Session, group: Group, batch: Batch, at: Callable[[str], None] = lambda point: None
+) -> Outcome:
     """Write offsets, rows, states, dead letters and dirty marks. The caller commits all of it, or nothing.
+
+    `at` is told when the rows have been copied and merged; dead letters and marks follow.
 
     Raises:
         Fenced: a partition has a newer owner.
@@ -107,6 +123,7 @@ def store_batch(session: Session, group: Group, batch: Batch) -> Outcome:
     advance(session, group, batch.steps)
     outcome = Outcome(refused=list(batch.bad))
     store_rows(session, batch.good, outcome)
+    at("copied")
     add_dead_letters(session, [dead_letter(group, message, error) for message, error in outcome.refused])
     mark_dirty(session, (touched for part in outcome.stored for touched in part.touched))
     return outcome

@@ -1,25 +1,35 @@
-"""A circuit breaker: many invalid messages in a row mean a broken producer, not broken messages."""
+"""A circuit breaker: a large share or a long run of invalid messages means a broken producer, not broken messages."""
 
 from collections import deque
+from collections.abc import Mapping
 
 from hone.errors import HoneError
+from hone.store.offsets import Partition
 
 WINDOW_MESSAGES = 1000
 
 
 class Breaker:
-    """Watches the share of invalid messages over the last batches, at least WINDOW_MESSAGES of them."""
+    """Watches the share of invalid messages over the last batches, at least WINDOW_MESSAGES of them, and their runs."""
 
-    def __init__(self, max_invalid_share: float) -> None:
+    def __init__(self, max_invalid_share: float, max_invalid_run: int = WINDOW_MESSAGES) -> None:
         self.max_invalid_share = max_invalid_share
+        self.max_invalid_run = max_invalid_run
         self.batches: deque[tuple[int, int]] = deque()
+        self.runs: Mapping[Partition, int] = {}
+        "How many invalid messages each partition ended with."
 
-    def check(self, num_messages: int, num_invalid: int) -> None:
-        """Judge a batch before it is stored.
+    def check(self, num_messages: int, num_invalid: int, longest_run: int = 0) -> None:
+        """Judge a batch before it is committed.
 
         Raises:
-            HoneError: the share is too large; nothing of this batch may be stored, so that a repaired ingest reads it.
+            HoneError: the share or run is too large; nothing of this batch may stay, so that a repaired ingest reads it.
         """
+        if longest_run > self.max_invalid_run:
+            raise HoneError(
+                f"{longest_run} messages in a row are invalid, more than ingest.max_invalid_run = "
+                f"{self.max_invalid_run}: repair the producer (the table dead_letter has earlier reasons), or raise it"
+            )
         total = num_messages + sum(messages for messages, _ in self.batches)
         invalid = num_invalid + sum(bad for _, bad in self.batches)
         if total >= WINDOW_MESSAGES and invalid > self.max_invalid_share * total:
@@ -28,8 +38,9 @@ class Breaker:
                 f"{self.max_invalid_share:g}: repair the producer (the table dead_letter has the reasons), or raise it"
             )
 
-    def count(self, num_messages: int, num_invalid: int) -> None:
+    def count(self, num_messages: int, num_invalid: int, runs: Mapping[Partition, int] | None = None) -> None:
         """Remember a batch that was stored, and forget those that the window no longer needs."""
+        self.runs = runs or {}
         self.batches.append((num_messages, num_invalid))
         total = sum(messages for messages, _ in self.batches)
         while total - self.batches[0][0] >= WINDOW_MESSAGES:

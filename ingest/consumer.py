@@ -86,16 +86,16 @@ def turn(ingest: Ingest) -> None:
         return
     ingest.crash("consumed")
     with metrics.INGEST_STAGE_SECONDS.labels("decode").time():
-        batch = sort_messages(messages, {p: ingest.claims[p] for p in ingest.source.positions}, ingest.decode)
+        claims = {p: ingest.claims[p] for p in ingest.source.positions}
+        batch = sort_messages(messages, claims, ingest.decode, ingest.breaker.runs)
     if not batch.steps:
         return
     if jumped(ingest, batch):
         ingest.source.release()
         return
-    ingest.breaker.check(batch.num_messages, len(batch.bad))
     outcome = commit(ingest, batch)
     ingest.crash("committed")
-    ingest.breaker.count(batch.num_messages, len(batch.bad))
+    ingest.breaker.count(batch.num_messages, len(outcome.refused), batch.runs)
     moved = {partition: step.next_offset for partition, step in batch.steps.items()}
     for partition, next_offset in moved.items():
         ingest.claims[partition] = Claim(ingest.claims[partition].epoch, next_offset)
@@ -127,7 +127,8 @@ def jumped(ingest: Ingest, batch: Batch) -> bool:
 def commit(ingest: Ingest, batch: Batch) -> Outcome:
     """Store the batch in one transaction, or nothing of it."""
     with metrics.INGEST_STAGE_SECONDS.labels("store").time(), ingest.sessions.begin() as session:
-        outcome = store_batch(session, ingest.group, batch)
+        outcome = store_batch(session, ingest.group, batch, ingest.crash)
+        ingest.breaker.check(batch.num_messages, len(outcome.refused), batch.longest_run)
         ingest.crash("stored")
     return outcome
 
@@ -136,8 +137,9 @@ def claim(ingest: Ingest) -> None:
     """Take over the partitions that the group gave us, and read on where their last owner committed."""
     wanted = sorted(ingest.source.unclaimed)
     marks = {partition: ingest.source.watermarks(partition) for partition in wanted}
+    topic_ids = ingest.source.topic_ids(p.topic for p in wanted)
     with ingest.sessions.begin() as session:
-        claims = claim_partitions(session, ingest.group, ingest.owner, {p: marks[p][0] for p in wanted})
+        claims = claim_partitions(session, ingest.group, ingest.owner, {p: marks[p][0] for p in wanted}, topic_ids)
     starts = {p: start_offset(p, claims[p].next_offset, *marks[p], ingest.on_retention_gap) for p in wanted}
     # A gap that the settings accept is jumped here; the offset itself moves with the first batch.
     ingest.claims = {**ingest.claims, **{p: Claim(claims[p].epoch, starts[p]) for p in wanted}}

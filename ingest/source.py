@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from hone.errors import HoneError, Retryable
 from hone.store.offsets import Partition
@@ -14,6 +15,9 @@ from ingest.batch import RawMessage
 logger = logging.getLogger(__name__)
 
 BROKER_TIMEOUT_S = 10.0
+NO_TOPIC_ID = "A" * 22
+"""How a broker before Kafka 2.8 says that it has no ids."""
+ASSIGNORS = {"eager": "range", "cooperative": "cooperative-sticky"}
 
 PASSING = frozenset(
     {
@@ -34,7 +38,7 @@ class PositionLost(Retryable):
     """The broker no longer has the offset at which a partition stands: compare with its watermarks again."""
 
 
-def consumer_config(bootstrap_servers: str, group: str) -> dict[str, Any]:
+def consumer_config(bootstrap_servers: str, group: str, rebalancing: str = "eager") -> dict[str, Any]:
     """Return the configuration: nothing is committed or reset behind our back."""
     return {
         "bootstrap.servers": bootstrap_servers,
@@ -42,8 +46,7 @@ def consumer_config(bootstrap_servers: str, group: str) -> dict[str, Any]:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",
-        # The in-process broker knows no other assignor.
-        "partition.assignment.strategy": "range",
+        "partition.assignment.strategy": ASSIGNORS[rebalancing],
         "session.timeout.ms": 6_000,
         "heartbeat.interval.ms": 1_000,
         "queued.max.messages.kbytes": 65_536,
@@ -58,11 +61,16 @@ class Source:
     """One member of a consumer group.
 
     A partition that the group gives us is `unclaimed`, and not read, until `read_from` names its position. One loop
-    owns all state: Kafka's callbacks run inside `poll`, and only note what changed.
+    owns all state: Kafka's callbacks run inside `poll`, between two batches, and only note what changed. So a partition
+    that is revoked has been drained: its last batch is committed, and it is fenced when its next owner claims it.
+    With `rebalancing` "cooperative" the partitions that stay are read on while others move.
     """
 
-    def __init__(self, bootstrap_servers: str, group: str, topics: Iterable[str]) -> None:
-        self.consumer = Consumer(consumer_config(bootstrap_servers, group))
+    def __init__(self, bootstrap_servers: str, group: str, topics: Iterable[str], rebalancing: str = "eager") -> None:
+        config = consumer_config(bootstrap_servers, group, rebalancing)
+        self.consumer = Consumer(config)
+        self.admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        self.cooperative = rebalancing == "cooperative"
         self.group = group
         self.topics = list(topics)
         self.unclaimed: set[Partition] = set()
@@ -76,22 +84,27 @@ class Source:
 
     def rejoin(self) -> None:
         """Leave the group and join it again: everything that we held is gone."""
-        self.consumer.unsubscribe()
+        self.release()
         self.unclaimed.clear()
-        self.positions.clear()
+        self.consumer.unsubscribe()
         self.subscribe()
 
     def release(self) -> None:
         """Stop reading, and go back to the stored offsets, without leaving the group."""
         self.unclaimed.update(self.positions)
+        if self.cooperative:
+            self.consumer.incremental_unassign([TopicPartition(p.topic, p.number) for p in self.positions])
+        else:
+            self.consumer.assign([])
         self.positions.clear()
-        self.consumer.assign([])
 
     def read_from(self, positions: Mapping[Partition, int]) -> None:
         """Read the claimed partitions from these offsets on."""
-        self.positions.update(positions)
         self.unclaimed.difference_update(positions)
-        self.consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in self.positions.items()])
+        self.positions.update(positions)
+        starts = positions if self.cooperative else self.positions
+        assign = self.consumer.incremental_assign if self.cooperative else self.consumer.assign
+        assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
 
     def poll(self, max_messages: int, timeout_s: float) -> list[RawMessage]:
         """Return messages of partitions that are being read; serves the group even when there are none.
@@ -141,6 +154,24 @@ class Source:
             return cluster
         return None
 
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """Return the ids of the topics, new ones when a topic is created again; empty where the broker has no ids.
+
+        The in-process broker names no controller and answers no such question; Kafka has ids since 2.8.
+
+        Raises:
+            Retryable: the broker does not answer.
+        """
+        try:
+            if self.consumer.list_topics(timeout=BROKER_TIMEOUT_S).controller_id < 0:
+                return {}
+            names = TopicCollection(sorted(set(topics)))
+            found = self.admin.describe_topics(names, request_timeout=BROKER_TIMEOUT_S)
+            ids = {name: str(future.result().topic_id) for name, future in found.items()}
+        except KafkaException as error:
+            raise Retryable(f"no ids of topics: {error.args[0].str()}") from None
+        return {name: topic_id for name, topic_id in ids.items() if topic_id != NO_TOPIC_ID}
+
     def hint(self, positions: Mapping[Partition, int]) -> None:
         """Tell Kafka where we stand, for tools that show lag; nothing depends on it."""
         offsets = [TopicPartition(p.topic, p.number, offset) for p, offset in positions.items()]
@@ -155,16 +186,23 @@ class Source:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.num_rebalances += 1
-        self.positions.clear()
-        self.unclaimed = {Partition(p.topic, p.partition) for p in partitions}
-        # Our own assign keeps librdkafka from reading before the positions are known.
-        consumer.assign([])
+        given = {Partition(p.topic, p.partition) for p in partitions}
+        # Our own call, with nothing in it, keeps librdkafka from reading before the positions are known.
+        if self.cooperative:
+            self.unclaimed |= given
+            consumer.incremental_assign([])
+        else:
+            self.positions.clear()
+            self.unclaimed = given
+            consumer.assign([])
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.num_rebalances += 1
-        for p in partitions:
-            self.positions.pop(Partition(p.topic, p.partition), None)
-            self.unclaimed.discard(Partition(p.topic, p.partition))
+        gone = {Partition(p.topic, p.partition): p for p in partitions}
+        read = [p for partition, p in gone.items() if self.positions.pop(partition, None) is not None]
+        self.unclaimed.difference_update(gone)
+        if self.cooperative:
+            consumer.incremental_unassign(read)
 
     def _judge(self, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:

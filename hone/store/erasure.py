@@ -4,12 +4,13 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Delete, LargeBinary, Update, delete, exists, func, literal, select, update
+from sqlalchemy import Delete, LargeBinary, Update, delete, exists, func, literal, select, text, update
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session, aliased
 
 from hone.store.audit import append_audit
+from hone.store.locks import EXCLUDE_WRITERS
 from hone.store.tables import (
     REVISIONS,
     DatasetItemRow,
@@ -32,8 +33,9 @@ def erase_user(session: Session, user_id: UUID, *, actor: str, now: datetime) ->
     Answers stay as facts (model, arm, times) without any text; feedback is deleted; pairs and labels are switched
     off; dataset rows are deleted, so that such a dataset cannot be made again; models trained on them, and models
     trained from those, carry `contains_erased`. The tombstone keeps the person out of every later dataset.
-    Kafka keeps its copies until their retention ends.
+    Kafka keeps its copies until their retention ends; ingest, which waits for us, then leaves out what they hold.
     """
+    session.execute(text(EXCLUDE_WRITERS))
     counts = {
         "responses": blank_responses(session, user_id),
         "feedback_events": run(session, delete(FeedbackEventRow).where(FeedbackEventRow.user_id == user_id)),

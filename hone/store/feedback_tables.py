@@ -168,6 +168,8 @@ class ConsumerOffsetRow(Base):
     next_offset: Mapped[int] = mapped_column(BigInteger)
     epoch: Mapped[int] = mapped_column(BigInteger)
     owner: Mapped[str]
+    topic_id: Mapped[str | None]
+    "The broker's own id of the topic: another one when the topic was deleted and created again."
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

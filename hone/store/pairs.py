@@ -10,13 +10,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from hone.store.erasure import ERASED
+from hone.store.locks import SHARE_REVISIONS, SHARE_WITH_ERASURE
 from hone.store.tables import REVISIONS, FeedbackStateRow, PreferencePairRow, ResponseRow, UnaryLabelRow
 
 PAIR_KEY = ("turn_id", "source", "chosen_id", "rejected_id", "user_id")
 LABEL_KEY = ("response_id", "user_id")
-
-REVISIONS_LOCK = 0x7265767300
-"""Advisory lock: shared while pairs are written, exclusive while a watermark is drawn over their revisions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +96,8 @@ LOCK_TURNS = "SELECT pg_advisory_xact_lock(key) FROM unnest(CAST(:keys AS bigint
 
 
 def begin_pair_transaction(session: Session) -> None:
-    """Call it first: plans that use the indexes, and no watermark drawn before this transaction ends."""
-    session.execute(text(PLANNER))
-    session.execute(select(func.pg_advisory_xact_lock_shared(REVISIONS_LOCK)))
+    """Call it first: plans that use the indexes, and no erasure and no watermark before this transaction ends."""
+    session.execute(text(f"{PLANNER}; {SHARE_WITH_ERASURE}; {SHARE_REVISIONS}"))
 
 
 def take_dirty_turns(session: Session, limit: int) -> list[UUID]:

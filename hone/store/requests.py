@@ -13,7 +13,7 @@ from hone.errors import Conflict
 from hone.ids import uuid7
 from hone.records import TRAINABLE_LICENSES, Track
 from hone.store.candidates import WHOLE
-from hone.store.pairs import REVISIONS_LOCK
+from hone.store.locks import REVISIONS_LOCK
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import ErasureRow, PreferencePairRow, ResponseRow, RetrainRequestRow, UnaryLabelRow
 from hone.trigger import Counts

@@ -8,6 +8,8 @@ import pytest
 
 from hone.errors import HoneError, InvalidEvent
 from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback
+from hone.store.offsets import Claim, Partition
+from ingest.batch import Batch, RawMessage, sort_messages
 from ingest.breaker import Breaker
 from ingest.decode import MAX_BODY_BYTES, decode
 from tests.support.events import encode, feedback, response, uid
@@ -117,3 +119,26 @@ def test_the_breaker_forgets_what_is_long_past() -> None:
     for _ in range(20):
         breaker.count(100, 10)
     breaker.check(100, 100)
+
+
+P = Partition(FEEDBACK_TOPIC, 0)
+GOOD = encode(feedback("thumbs", "a", value=1))
+
+
+def sorted_batch(start: int, *bodies: bytes, runs: dict[Partition, int] | None = None) -> Batch:
+    raw = [RawMessage(P, offset, None, body, 0) for offset, body in enumerate(bodies, start)]
+    return sort_messages(raw, {P: Claim(1, 0)}, runs=runs)
+
+
+def test_a_run_of_invalid_messages_is_counted_over_batches_and_ends_with_a_valid_one() -> None:
+    first = sorted_batch(0, GOOD, b"x", b"y")
+    second = sorted_batch(3, b"z", GOOD, b"x", runs=first.runs)
+    assert (first.longest_run, second.longest_run, second.runs) == (2, 3, {P: 1})
+
+
+def test_the_breaker_opens_at_a_long_run_however_small_its_share() -> None:
+    breaker = Breaker(0.5, 20)
+    breaker.count(10_000, 0)
+    breaker.check(1000, 20, 20)
+    with pytest.raises(HoneError, match="21 messages in a row are invalid"):
+        breaker.check(1000, 21, 21)
