@@ -23,7 +23,7 @@ class Breaker:
         """Judge a batch before it is committed.
 
         Raises:
-            HoneError: the share or run is too large; nothing of this batch may stay, so that a repaired ingest reads it.
+            HoneError: share or run is too large; nothing of this batch may stay, so that a repaired ingest reads it.
         """
         if longest_run > self.max_invalid_run:
             raise HoneError(

@@ -56,8 +56,8 @@ def start(store_url: str, server: KafkaServer, supervisor: Supervisor, tmp_path:
     }
     with ExitStack() as stack:
 
-        def start(*options: str) -> Program:
-            program = Program("events", env, *options)
+        def start(*options: str, **changes: str) -> Program:
+            program = Program("events", env | changes, *options)
             stack.callback(program.end)
             return program
 
@@ -89,6 +89,11 @@ class Log:
         records += [feedback("thumbs", f"{name}{n}", value=1, event_id=uid(f"{name}-{n}")) for n in range(number)]
         self.sent.records += records
         self.sent.refused |= produce(self.server.bootstrap_servers, *records, *records[::10], b"poison", b"{}")
+
+    @property
+    def num_sent_twice(self) -> int:
+        """At least as many as were."""
+        return len(self.sent.records) // 10 + 10
 
     def ends(self) -> int:
         """The sum of the partitions' ends."""
@@ -131,7 +136,7 @@ def die(program: Program, log: Log) -> None:
 
 def test_killed_at_each_point_of_a_batch_it_loses_and_doubles_nothing(start: Start, log: Log) -> None:
     log.send("a", 300)
-    for point in ("consumed:3", "stored:3", "committed:3"):
+    for point in ("consumed:3", "copied:3", "stored:3", "committed:3"):
         stored = log.num_stored()
         die(start("--crash-at", point), log)
         assert log.num_stored() > stored, "each life made progress before its death"
@@ -161,6 +166,26 @@ def test_a_zombie_that_wakes_up_after_its_successor_is_fenced(start: Start, log:
     wait_for(lambda: "hone_ingest_fenced_commits_total 1.0" in zombie.metrics())
     log.send("e", 100)
     log.assert_each_once()
+
+
+@pytest.mark.parametrize("rebalancing", ["eager", "cooperative"])
+def test_three_members_that_come_and_go_under_load_lose_and_double_nothing(
+    start: Start, log: Log, rebalancing: str
+) -> None:
+    how = {"HONE_INGEST__REBALANCING": rebalancing}
+    first = start(**how)
+    log.send(rebalancing, 1500)
+    second = start(**how)
+    wait_for(lambda: "hone_ingest_events_total{" in second.metrics(), 60)
+    third = start(**how)
+    first.process.send_signal(signal.SIGTERM)
+    log.send(f"{rebalancing}-more", 1500)
+    assert first.process.wait(30) == 0
+    log.assert_each_once()
+    assert [program.process.poll() for program in (second, third)] == [None, None]
+    # Whoever gets a partition reads on where it was drained: nobody stored a message for the second time.
+    assert sum(program.value("hone_ingest_duplicates_total") for program in (second, third)) <= log.num_sent_twice
+    assert second.value("hone_ingest_fenced_commits_total") == third.value("hone_ingest_fenced_commits_total") == 0
 
 
 def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
@@ -211,3 +236,22 @@ def test_messages_that_are_gone_before_they_were_read_stop_it(
     program = start()
     wait_for(lambda: log.num_in_flight() == 0, 60)
     assert 'hone_ingest_retention_gaps_total{topic="hone.responses.v1"} 1.0' in program.metrics()
+
+
+def test_a_topic_that_was_created_again_and_is_longer_than_before_stops_it(
+    start: Start, log: Log, server: KafkaServer
+) -> None:
+    """Its offsets would fit: only the broker's id of the topic tells. Nothing may be skipped."""
+    first = start()
+    wait_for(lambda: log.num_stored() > 0, 60)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(30) == 0
+    stored = count(log.sessions, FeedbackEventRow)
+    admin = AdminClient({"bootstrap.servers": server.bootstrap_servers})
+    admin.delete_topics([FEEDBACK_TOPIC])[FEEDBACK_TOPIC].result()
+    wait_for(lambda: create_topics(server.broker(), {FEEDBACK_TOPIC: NUM_PARTITIONS}))
+    produce(server.bootstrap_servers, *(feedback("thumbs", f"again{n}", value=1) for n in range(20_000)))
+    assert start().process.wait(30) == 1
+    assert count(log.sessions, FeedbackEventRow) == stored
+    start(HONE_KAFKA_INCARNATION="second")
+    wait_for(lambda: count(log.sessions, FeedbackEventRow) == stored + 20_000, 60)

@@ -1,5 +1,7 @@
 """What one transaction of ingest leaves in Postgres: all of a batch, once, or nothing of it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session, sessionmaker
@@ -268,3 +270,48 @@ def test_erased_answers_make_no_pairs_and_no_labels(sessions: Sessions) -> None:
         erase_user(session, uid("ann"), actor="test", now=at(99))
         mark_dirty(session, [uid("turn")])
         assert [change.change for change in derive_batch(session, Pairs())[1]] == ["retracted"]
+
+
+def test_an_erasure_waits_for_open_batches_and_then_reaches_their_rows(sessions: Sessions) -> None:
+    claims = claim(sessions)
+    raw = messages(response("a"), feedback("edit", "a", text="private"))
+    with ThreadPoolExecutor(1) as pool, sessions() as writing:
+        store_batch(writing, GROUP, sort_messages(raw, claims))
+        erasing = pool.submit(erase, sessions)
+        with pytest.raises(TimeoutError):
+            erasing.result(0.5)
+        writing.commit()
+        counts = erasing.result(30)
+    assert (counts["responses"], counts["feedback_events"], counts["feedback_states"]) == (1, 1, 1)
+    assert (count(sessions, FeedbackEventRow), count(sessions, FeedbackStateRow)) == (0, 0)
+
+
+def test_an_erasure_waits_for_pairs_that_are_being_written(sessions: Sessions) -> None:
+    store(sessions, claim(sessions), messages(response("a"), feedback("edit", "a", text="answer a, but private")))
+    with ThreadPoolExecutor(1) as pool, sessions() as writing:
+        assert len(derive_batch(writing, Pairs())[1]) == 1
+        erasing = pool.submit(erase, sessions)
+        with pytest.raises(TimeoutError):
+            erasing.result(0.5)
+        writing.commit()
+        assert erasing.result(30)["pairs"] == 1
+
+
+def test_a_batch_that_begins_during_an_erasure_waits_and_leaves_the_person_out(sessions: Sessions) -> None:
+    claims = claim(sessions)
+    with ThreadPoolExecutor(1) as pool, sessions() as erasing:
+        erase_user(erasing, uid("ann"), actor="test", now=at(99))
+        raw = messages(response("a"), feedback("edit", "a", text="private"))
+        storing = pool.submit(store, sessions, claims, raw)
+        with pytest.raises(TimeoutError):
+            storing.result(0.5)
+        erasing.commit()
+        storing.result(30)
+    assert count(sessions, FeedbackEventRow) == 0
+    with sessions() as session:
+        assert session.scalars(select(ResponseRow.completion)).all() == ["[erased]"]
+
+
+def erase(sessions: Sessions) -> dict[str, int]:
+    with sessions.begin() as session:
+        return erase_user(session, uid("ann"), actor="test", now=at(99))

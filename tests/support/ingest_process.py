@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 from confluent_kafka import Producer
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -36,6 +37,11 @@ class Program:
 
     def metrics(self) -> str:
         return httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+
+    def value(self, name: str) -> float:
+        """Return the sum of a metric over its labels."""
+        families = text_string_to_metric_families(self.metrics())
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
     def end(self) -> None:
         self.process.kill()
