@@ -99,6 +99,26 @@ class Rollout(Section):
     plan_ttl_s: float = Field(900.0, gt=0)
 
 
+class Seldon(Section):
+    """Where Seldon Core is, for `traffic_backend` `seldon_v1` and `seldon_v2`."""
+
+    kubernetes_url: str = "https://kubernetes.default.svc"
+    "Address of the Kubernetes API; outside of the cluster, that of `kubectl proxy`."
+    token_file: Path | None = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    ca_file: Path | None = Path("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
+    namespace: str = "hone"
+    name: str = Field("hone-chat", pattern="^[a-z]([a-z0-9-]{0,16}[a-z0-9])?$")
+    "Of the SeldonDeployment or Experiment."
+    image: str = "hone-seldon-v1"
+    "Of the predictors of v1."
+    storage_uri: str = "{directory}"
+    "Where Seldon v2 finds a model's folder; `{directory}` and `{version}` are replaced."
+    arm_url: str | None = None
+    "Where the gateways reach an arm; `{service}` and `{namespace}` are replaced. Null: Seldon's own names."
+    prometheus_url: str | None = None
+    "Prometheus that counts the requests which come past the gateways; null: nobody does."
+
+
 class Settings(BaseSettings):
     """All settings of all programs. Secrets are never printed."""
 
@@ -134,6 +154,7 @@ class Settings(BaseSettings):
     training: Training = Training()
     gateway: Gateway = Gateway()
     rollout: Rollout = Rollout()
+    seldon: Seldon = Seldon()
 
     @classmethod
     def settings_customise_sources(

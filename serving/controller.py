@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone import metrics
-from hone.errors import ConfigError, Conflict, Fenced, Retryable
+from hone.errors import Conflict, Fenced, Retryable
 from hone.health import Pulse, serve_health
 from hone.records import TrafficPlan
 from hone.rollout import FINAL, Phase, Policy, Transition, parse_policy
@@ -56,7 +56,8 @@ from serving.tally import (
     start_tally,
 )
 from serving.traffic.backend import ObservedTraffic, RouterView, TrafficBackend
-from serving.traffic.local import LOAD_TIMEOUT_S, LocalTraffic
+from serving.traffic.choice import open_backend
+from serving.traffic.local import LOAD_TIMEOUT_S
 
 logger = logging.getLogger(__name__)
 
@@ -215,8 +216,9 @@ class Controller:
             health=arm_health(session, row.rollout_id, since=now - timedelta(seconds=policy.guardrails.window_s)),
             ready=ready,
             unready_s=0.0 if since is None else (now - datetime.fromisoformat(since)).total_seconds(),
-            in_force=plan is not None and all(follows(view, plan) for view in observed.routers),
-            withdrawn=all(self.is_withdrawn(view, row, now) for view in observed.routers),
+            in_force=plan is not None and self.is_in_force(observed, plan),
+            withdrawn=observed.resource_is_without(row.canary_version)
+            and all(self.is_withdrawn(view, row, now) for view in observed.routers),
             held=self.is_held(session),
             broken_glass=row.rollout_id in observed.broken_glass,
             stable_moved=alias is None or alias.model_version != compared,
@@ -226,6 +228,11 @@ class Controller:
     def is_held(self, session: Session) -> bool:
         """Return whether nothing may move forward: the platform is frozen, or only observes."""
         return self.settings.mode == "observe" or is_on(session, FREEZE)
+
+    def is_in_force(self, observed: ObservedTraffic, plan: TrafficPlan) -> bool:
+        """Return whether every router, and the resource that splits the rest, was seen to follow the plan."""
+        step = self.backend.capabilities().min_step
+        return all(follows(view, plan) for view in observed.routers) and observed.resource_carries(plan, step)
 
     def is_withdrawn(self, view: RouterView, row: RolloutRow, now: datetime) -> bool:
         """Return whether this router cannot send the rollout's canary traffic; a silent one, once its plan ran out."""
@@ -261,7 +268,7 @@ class Controller:
             loser = ended.stable_version if ended.phase == Phase.PROMOTED else ended.canary_version
         surplus = loser if loser in observed.models - needed and not moved else None
         directories = model_directories(session, sorted(needed - observed.models))
-        in_force = plan is None or all(follows(view, plan) for view in observed.routers)
+        in_force = plan is None or self.is_in_force(observed, plan)
         return Desired(plan, directories, surplus, moved or not in_force or bool(directories))
 
     def carry_out(self, desired: Desired) -> None:
@@ -311,10 +318,8 @@ def run(settings: Settings, metrics_port: int | None = None, metrics_host: str =
     """Look every `settings.rollout.interval_s` until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        ConfigError: the traffic backend is not one that this controller can drive, or a router refuses our key.
+        ConfigError: a router or the cluster refuses our key, or a setting of the backend is missing.
     """
-    if settings.traffic_backend != "local":
-        raise ConfigError(f"traffic_backend = {settings.traffic_backend!r} is not driven yet: use local")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request of each look says nothing
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -322,7 +327,7 @@ def run(settings: Settings, metrics_port: int | None = None, metrics_host: str =
     pulse = Pulse(max_age_s=LOAD_TIMEOUT_S + 10 * settings.rollout.interval_s)
     server = None if metrics_port is None else serve_health(metrics_port, pulse, metrics_host)
     sessions = make_sessions(make_engine(settings.database_url, pool_size=2, program="hone-controller"))
-    with LocalTraffic.from_settings(settings) as backend:
+    with open_backend(settings) as backend:
         controller = Controller(sessions, backend, settings)
         keep_looking(controller, stop, pulse)
         with suppress(DBAPIError):  # the lease then runs out by itself

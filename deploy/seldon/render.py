@@ -9,6 +9,7 @@ import click
 
 from hone.records import TrafficPlan
 from serving.traffic import seldon_v1, seldon_v2
+from serving.traffic.kubernetes import parts_of
 
 
 def options(command: Any) -> Any:
@@ -18,7 +19,7 @@ def options(command: Any) -> Any:
             click.option("--stable", required=True, help="Version that serves."),
             click.option("--canary", help="Version on trial."),
             click.option("--weight", default=0.0, help="The canary's share, 0 to 1; with 0 it only gets copies."),
-            click.option("--uri", "uris", multiple=True, required=True, help="VERSION=ADDRESS of its weights; repeat."),
+            click.option("--uri", "uris", multiple=True, required=True, help="VERSION=PLACE of its weights; repeat."),
             click.option("--name", default="hone-chat", show_default=True),
             click.option("--namespace", default="hone", show_default=True),
         )
@@ -60,6 +61,7 @@ def cli() -> None:
 @options
 def v2(stable: str, canary: str | None, weight: float, uris: tuple[str, ...], name: str, namespace: str) -> None:
     """One Model for each version and one Experiment (Seldon Core v2)."""
+    check_weight(weight, seldon_v2.WHOLE)
     plan, found = make_plan(stable, canary, weight), by_version(uris)
     versions = [version for version in (stable, canary) if version]
     models = [seldon_v2.render_model(version, found[version], namespace=namespace) for version in versions]
@@ -68,13 +70,24 @@ def v2(stable: str, canary: str | None, weight: float, uris: tuple[str, ...], na
 
 @cli.command()
 @options
-@click.option("--image", required=True, help="Image of the model server.")
+@click.option("--image", default="hone-seldon-v1", show_default=True, help="Image of the predictors.")
 def v1(
     stable: str, canary: str | None, weight: float, uris: tuple[str, ...], name: str, namespace: str, image: str
 ) -> None:
-    """One SeldonDeployment with a predictor for each arm (Seldon Core v1)."""
-    plan = make_plan(stable, canary, weight)
-    show(seldon_v1.render_deployment(plan, name=name, namespace=namespace, image=image, model_uris=by_version(uris)))
+    """One SeldonDeployment with a predictor for each version (Seldon Core v1)."""
+    check_weight(weight, 100)
+    plan, found = make_plan(stable, canary, weight), by_version(uris)
+    versions = [version for version in (stable, canary) if version]
+    arms = [seldon_v1.render_predictor(name, version, found[version], image, traffic=0) for version in versions]
+    show(seldon_v1.render_deployment(plan, arms, name=name, namespace=namespace))
+
+
+def check_weight(weight: float, whole: int) -> None:
+    """Refuse a weight that the platform alone, without gateways, cannot split by."""
+    try:
+        parts_of(weight, whole)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the controller asks of a platform that splits traffic, and what it sees there."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
@@ -31,6 +32,37 @@ class RouterView:
     expired: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceView:
+    """The object that splits the traffic which no gateway keys: one read of it."""
+
+    address: str
+    reachable: bool
+    weights: Mapping[str, float] = field(default_factory=dict)
+    "Share by version, as the object says; a version that is not in it has no share."
+    ready: bool = False
+    "The operator has seen this generation and says that every arm of it answers."
+    effective: bool = True
+    "What the arms count does not contradict the weights."
+    generation: int = 0
+    fence: int = -1
+    unkeyed: Mapping[str, int] | None = None
+    "Requests by version that came past the gateways so far; None where nobody counts them."
+
+    def carries(self, plan: TrafficPlan, step: float) -> bool:
+        """Say whether it splits as the plan says, to the platform's step, and the split is in effect."""
+        if not (self.reachable and self.ready and self.effective and self.fence >= plan.fence):
+            return False
+        canary = {} if plan.canary is None else {plan.canary: plan.canary_weight}
+        wanted = {plan.stable: 1.0 - plan.canary_weight} | canary
+        versions = wanted.keys() | self.weights.keys()
+        return all(abs(wanted.get(name, 0.0) - self.weights.get(name, 0.0)) <= step for name in versions)
+
+    def is_without(self, version: str) -> bool:
+        """Say whether it gives the version no share."""
+        return self.reachable and self.weights.get(version, 0.0) == 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class ObservedTraffic:
     """What is in force now."""
@@ -40,6 +72,16 @@ class ObservedTraffic:
     "Versions that are loaded and answer."
     broken_glass: frozenset[UUID] = field(default_factory=frozenset)
     "Rollouts that an operator stopped at a router."
+    resource: ResourceView | None = None
+    "None where only the gateways split."
+
+    def resource_carries(self, plan: TrafficPlan, step: float) -> bool:
+        """Say whether traffic past the gateways is split as the plan says, where there is such traffic."""
+        return self.resource is None or self.resource.carries(plan, step)
+
+    def resource_is_without(self, version: str) -> bool:
+        """Say whether traffic past the gateways cannot reach the version."""
+        return self.resource is None or self.resource.is_without(version)
 
 
 class TrafficBackend(Protocol):

@@ -3,27 +3,17 @@
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
-from uuid import UUID
 
 import httpx
 import msgspec
 
-from hone.errors import ConfigError, Fenced, Retryable
+from hone.errors import Retryable
 from hone.records import TrafficPlan
 from hone.settings import Settings
-from serving.traffic.backend import Capabilities, ObservedTraffic, RouterView
+from serving.traffic.backend import Capabilities, ObservedTraffic
+from serving.traffic.routers import Routers, router_urls
 
-ROUTER_TIMEOUT_S = 3.0
 LOAD_TIMEOUT_S = 600.0
-
-
-class RouterStatus(msgspec.Struct, frozen=True):
-    """Body of `GET /v1/router/plan`."""
-
-    plan: TrafficPlan | None = None
-    expired: bool = False
-    broken_glass: frozenset[UUID] = frozenset()
-    served: dict[str, int] = {}
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -39,19 +29,18 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class LocalTraffic:
-    """Gateways at `routers` over the runtime at `runtime`. Use as a context manager: it holds connections."""
+    """Gateways over the runtime at `runtime`. Use as a context manager: it holds connections."""
 
-    def __init__(self, routers: Sequence[str], runtime: str, admin_key: str) -> None:
+    def __init__(self, addresses: Sequence[str], runtime: str, admin_key: str) -> None:
         """`admin_key` is the API key that every router takes plans from."""
-        self.routers = tuple(url.rstrip("/") for url in routers)
+        self.gateways = Routers(addresses, admin_key)
         self.runtime = runtime.rstrip("/")
-        self._client = httpx.Client(timeout=ROUTER_TIMEOUT_S, headers={"Authorization": f"Bearer {admin_key}"})
+        self._client = self.gateways.client
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Return the backend over the gateways and the runtime that the settings name."""
-        routers = settings.router_urls or (settings.gateway_url,)
-        return cls(routers, settings.runtime_url, settings.admin_key.get_secret_value())
+        return cls(router_urls(settings), settings.runtime_url, settings.admin_key.get_secret_value())
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +48,7 @@ class LocalTraffic:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        self.gateways.close()
 
     def capabilities(self) -> Capabilities:
         """Return what the gateway's router can do."""
@@ -77,40 +66,13 @@ class LocalTraffic:
 
     def apply(self, plan: TrafficPlan) -> None:
         """Send the plan to every router."""
-        obstacles = [found for router in self.routers if (found := self._send(router, plan))]
-        if obstacles:
+        if obstacles := self.gateways.send(plan):
             raise Retryable(f"plan {plan.fence} is not everywhere: {'; '.join(obstacles)}")
-
-    def _send(self, router: str, plan: TrafficPlan) -> str | None:
-        """Return why the router did not take the plan, or None."""
-        headers = {"Content-Type": "application/json"}
-        try:
-            answer = self._client.put(f"{router}/v1/router/plan", content=msgspec.json.encode(plan), headers=headers)
-        except httpx.TransportError as error:
-            return f"{router} does not answer ({error!r})"
-        if answer.status_code == httpx.codes.CONFLICT:
-            raise Fenced(f"{router} refused plan {plan.fence} ({answer.text}): a newer controller is at work")
-        check_key(router, answer)
-        return f"{router} answered {answer.status_code} {answer.text}" if answer.is_error else None
 
     def observe(self) -> ObservedTraffic:
         """Ask every router for its plan, and the runtime for its models."""
-        seen = [(router, self._status(router)) for router in self.routers]
-        broken = [status.broken_glass for _, status in seen if status is not None]
-        views = tuple(
-            RouterView(router, False) if status is None else RouterView(router, True, status.plan, status.expired)
-            for router, status in seen
-        )
-        return ObservedTraffic(views, self._models(), frozenset().union(*broken))
-
-    def _status(self, router: str) -> RouterStatus | None:
-        """Return what the router says of itself, or None where it does not answer."""
-        try:
-            answer = self._client.get(f"{router}/v1/router/plan")
-        except httpx.TransportError:
-            return None
-        check_key(router, answer)
-        return None if answer.is_error else msgspec.json.decode(answer.content, type=RouterStatus)
+        views, broken = self.gateways.observe()
+        return ObservedTraffic(views, self._models(), broken)
 
     def _models(self) -> frozenset[str]:
         """Return the versions that the runtime serves; none where it does not answer."""
@@ -130,9 +92,3 @@ class LocalTraffic:
             raise Retryable(f"runtime {self.runtime} does not answer ({error!r}): is it running?") from None
         if answer.is_error and answer.status_code != httpx.codes.NOT_FOUND:
             raise Retryable(f"runtime {self.runtime} kept {model_version}: {answer.status_code} {answer.text}")
-
-
-def check_key(router: str, answer: httpx.Response) -> None:
-    """Raise ConfigError if the router does not take our key."""
-    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        raise ConfigError(f"{router} refused our key ({answer.status_code}): HONE_ADMIN_KEY must be the same there")

@@ -314,7 +314,7 @@ def test_a_router_that_is_away_holds_the_rollback_open_until_its_plan_ran_out(wo
         controller.look(world.clock.now)
         with world.sessions.begin() as session:
             request_action(session, rollout_id, "rollback", actor="ann", reason="bad", now=world.clock.now)
-        backend.routers = (world.addresses[0], "http://127.0.0.1:9")
+        backend.gateways.addresses = (world.addresses[0], "http://127.0.0.1:9")
         for _ in range(2):
             with pytest.raises(Retryable, match="not everywhere"):
                 controller.look(world.clock.now)
@@ -351,7 +351,7 @@ class DiesBeforeApplying(LocalTraffic):
 
 class DiesAfterOneRouter(LocalTraffic):
     def apply(self, plan: TrafficPlan) -> None:
-        self._send(self.routers[0], plan)
+        self.gateways.send_one(self.gateways.addresses[0], plan)
         raise Crash
 
 

@@ -1,7 +1,6 @@
 """Manifests for any weight, against Seldon's own schemas with unknown fields refused, and the rules beside them."""
 
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,35 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hone.records import TrafficPlan
-from serving.traffic.kubernetes import parts_of, resource_name
-from serving.traffic.seldon_v1 import check_predictors, render_deployment, render_predictor, traffic_patch
-from serving.traffic.seldon_v2 import check_experiment, render_experiment, render_model
+from serving.traffic.kubernetes import coarse_parts, parts_of, resource_name
+from serving.traffic.seldon_v1 import DEPLOYMENTS, check_predictors, render_deployment, render_predictor, split
+from serving.traffic.seldon_v2 import EXPERIMENTS, MODELS, check_experiment, render_experiment, render_model
+from tests.support.kubernetes import EXPERIMENT, MODEL, V1, validator
 
-CRDS = Path(__file__).parents[3] / "shared" / "crds"
-V1 = CRDS / "v1-apache-1.17.1" / "machinelearning.seldon.io_seldondeployments.yaml"
-EXPERIMENT = CRDS / "v2-apache" / "mlops.seldon.io_experiments.yaml"
-MODEL = CRDS / "v2-apache" / "mlops.seldon.io_models.yaml"
-IMAGE = "hone/runtime:1"
-
-
-@cache
-def validator(path: Path, version: str) -> jsonschema.Draft7Validator:
-    definition = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    schemas = {v["name"]: v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"]}
-    return jsonschema.Draft7Validator(strict(schemas[version]))
-
-
-def strict(schema: Any) -> Any:
-    """Refuse unknown fields, as the API server's strict field validation does; metadata is free."""
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: strict(value) for key, value in schema.items() if not str(key).startswith("x-kubernetes")}
-    known = isinstance(found.get("properties"), dict) and found.get("type") == "object"
-    if known and "additionalProperties" not in found and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        found["additionalProperties"] = False
-    return found
+IMAGE = "hone-seldon-v1:1"
+RBAC = Path(__file__).parents[2] / "deploy" / "seldon" / "rbac.yaml"
 
 
 def plan(weight: float = 0.0, *, canary: str | None = "v42", shadow: bool = False) -> TrafficPlan:
@@ -61,9 +38,13 @@ def experiment(**fields: Any) -> dict[str, Any]:
     return render_experiment(plan(**fields), name="chat", namespace="hone")
 
 
+def predictor(version: str, traffic: int = 0) -> dict[str, Any]:
+    return render_predictor("chat", version, f"/models/{version}", IMAGE, traffic=traffic)
+
+
 def deployment(**fields: Any) -> dict[str, Any]:
-    uris = {"v41": "s3://models/v41", "v42": "s3://models/v42"}
-    return render_deployment(plan(**fields), name="chat", namespace="hone", image=IMAGE, model_uris=uris)
+    arms = [predictor("v41"), predictor("v42")]
+    return render_deployment(plan(**fields), arms, name="chat", namespace="hone")
 
 
 @pytest.mark.shared
@@ -85,7 +66,7 @@ def test_a_deployment_for_any_weight_is_valid(weight: float, shadow: bool) -> No
     validator(V1, "v1").validate(manifest)
     live = [p["traffic"] for p in manifest["spec"]["predictors"] if not p.get("shadow")]
     assert sum(live) == 100
-    assert live[1:] == ([round(weight * 100)] if weight else [])
+    assert live[1:] == ([] if shadow and not weight else [round(weight * 100)])
 
 
 @pytest.mark.shared
@@ -112,7 +93,7 @@ def test_a_model_is_valid() -> None:
 def test_an_experiment_splits_defaults_and_mirrors() -> None:
     split = experiment(weight=0.05)["spec"]
     assert split["candidates"] == [{"name": "chat-v41", "weight": 950}, {"name": "chat-v42", "weight": 50}]
-    assert split["default"] == "chat-v41"
+    assert "default" not in split, "else requests that name the stable model would be split too"
     assert experiment(weight=0.0, shadow=True)["spec"]["mirror"] == {"name": "chat-v42", "percent": 100}
     assert "mirror" not in experiment(canary=None)["spec"]
 
@@ -133,8 +114,8 @@ def test_a_weight_that_the_platform_cannot_express_is_refused(weight: float, who
 
 
 def predictors(*traffic: int, shadow: int | None = None) -> list[dict[str, Any]]:
-    found = [render_predictor(f"arm{n}", "v1", t, IMAGE, "s3://m", 1) for n, t in enumerate(traffic)]
-    return found if shadow is None else [*found, render_predictor("shadow", "v2", shadow, IMAGE, "s3://m", 1)]
+    found = [predictor(f"v{n}", share) for n, share in enumerate(traffic)]
+    return found if shadow is None else [*found, predictor("v9", shadow) | {"shadow": True}]
 
 
 @pytest.mark.parametrize(
@@ -170,18 +151,24 @@ def test_what_the_scheduler_of_v2_refuses_is_refused_here(spec: dict[str, Any], 
         check_experiment({"spec": spec})
 
 
-def test_a_patch_moves_all_weights_at_once_and_tests_the_names_first() -> None:
-    patch = traffic_patch(deployment(weight=0.05)["spec"]["predictors"], {"stable": 75, "canary": 25})
-    assert [(step["op"], step["path"], step["value"]) for step in patch] == [
-        ("test", "/spec/predictors/0/name", "stable"),
-        ("test", "/spec/predictors/1/name", "canary"),
-        ("add", "/spec/predictors/0/traffic", 75),
-        ("add", "/spec/predictors/1/traffic", 25),
-    ]
-    with pytest.raises(ValueError, match="adds up to 105"):
-        traffic_patch(predictors(95, 5), {"arm0": 95, "arm1": 10})
-    with pytest.raises(ValueError, match="the weights are for"):
-        traffic_patch(predictors(95, 5), {"arm0": 100})
+def test_predictors_are_named_by_version_so_that_a_promotion_restarts_nobody() -> None:
+    before = deployment(weight=0.25)["spec"]["predictors"]
+    promoted = TrafficPlan(fence=9, stable="v42", expires_at=datetime(2026, 3, 2, 9, tzinfo=UTC))
+    after = split(before, promoted)
+    assert [arm["traffic"] for arm in after] == [0, 100]
+    assert [arm | {"traffic": 0} for arm in after] == [arm | {"traffic": 0} for arm in before]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(min_size=1, max_size=90))
+def test_names_that_seldon_derives_stay_below_its_limit(version: str) -> None:
+    arm = predictor(version)
+    assert len(f"{'n' * 18}-{arm['name']}-0-chat") <= 63
+    assert len(arm["annotations"]["seldon.io/svc-name"]) <= 63
+
+
+def test_a_resource_beside_gateways_takes_its_smallest_step_where_the_weight_is_finer() -> None:
+    assert [coarse_parts(weight, 100) for weight in (0.0, 0.001, 0.25, 0.999, 1.0)] == [0, 1, 25, 99, 100]
 
 
 @settings(max_examples=100, deadline=None)
@@ -196,3 +183,10 @@ def test_every_version_gives_a_legal_name(version: str) -> None:
 def test_versions_that_look_alike_get_different_names() -> None:
     assert resource_name("chat", "v1") == "chat-v1"
     assert len({resource_name("chat", version) for version in ("v.1", "v_1", "V-1", "v-1")}) == 4
+
+
+def test_the_role_allows_what_the_client_sends_and_nothing_of_other_groups() -> None:
+    role = next(item for item in yaml.safe_load_all(RBAC.read_text()) if item["kind"] == "Role")
+    allowed = {(rule["apiGroups"][0], plural) for rule in role["rules"] for plural in rule["resources"]}
+    assert allowed == {(kind.group, kind.plural) for kind in (DEPLOYMENTS, MODELS, EXPERIMENTS)}
+    assert all(set(rule["verbs"]) == {"get", "list", "create", "patch", "delete"} for rule in role["rules"])

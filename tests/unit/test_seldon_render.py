@@ -26,9 +26,15 @@ def test_v2_prints_a_model_for_each_version_and_the_experiment_with_the_weights(
 
 
 def test_v1_prints_one_deployment_and_a_canary_without_weight_only_gets_copies() -> None:
-    (deployment,) = items("v1", "--stable", "m-1", "--canary", "m-2", "--image", "hone-runtime:0.1.0", *URIS)
+    (deployment,) = items("v1", "--stable", "m-1", "--canary", "m-2", "--image", "hone-seldon-v1:0.1.0", *URIS)
     arms = {arm["name"]: arm.get("shadow", False) for arm in deployment["spec"]["predictors"]}
-    assert arms == {"stable": False, "shadow": True}
+    assert arms == {"chat-m-1": False, "chat-m-2": True}
+
+
+def test_a_weight_that_the_platform_alone_cannot_split_by_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["v1", "--stable", "m-1", "--canary", "m-2", "--weight", "0.001", *URIS])
+    assert result.exit_code == 2
+    assert "finer than this platform's step of 1/100" in result.output
 
 
 def test_a_version_alone_has_no_split() -> None:
