@@ -49,6 +49,7 @@ RUNTIME_MODELS = Gauge("hone_runtime_models", "Models loaded.")
 INGEST_EVENTS = Counter("hone_ingest_events_total", "Rows stored, by feedback kind and `response`.", ["kind"])
 INGEST_DUPLICATES = Counter("hone_ingest_duplicates_total", "Messages whose row was there already.")
 INGEST_DEAD_LETTERS = Counter("hone_ingest_dead_letters_total", "Messages that became dead letters.", ["reason"])
+INGEST_SKIPPED = Counter("hone_ingest_skipped_total", "Messages that no stream of a foreign topic reads.", ["topic"])
 INGEST_STAGE_SECONDS = Histogram(
     "hone_ingest_stage_seconds", "One batch: consume (waiting included), decode, store.", ["stage"], buckets=SECONDS
 )

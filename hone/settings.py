@@ -39,6 +39,8 @@ class Ingest(Section):
     "Share of invalid messages in 1,000 above which ingest stops instead of filling the dead letters."
     max_invalid_run: int = Field(200, ge=1)
     "Invalid messages one after the other in a partition at which it stops."
+    streams: Path | None = None
+    "How topics of another shape are read; see docs/streams.md."
 
 
 class Pairs(Section):
@@ -127,6 +129,9 @@ class Settings(BaseSettings):
     mode: Literal["observe", "active"] = "observe"
     database_url: str = "postgresql+psycopg2:///hone"
     kafka_bootstrap_servers: str | None = None
+    schema_registry_url: str | None = None
+    schema_registry_auth: SecretStr = SecretStr("")
+    "`user:password`, where the registry asks for one."
     kafka_incarnation: str | None = None
     "Names this life of the broker in stored offsets; null: the cluster's own id."
     var_dir: Path = Path("var")

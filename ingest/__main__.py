@@ -3,6 +3,7 @@
 python -m ingest events                   Kafka -> Postgres
 python -m ingest pairs                    dirty turns -> preference pairs, and the retrain trigger
 python -m ingest replay-dead-letters      send refused messages back
+python -m ingest check-streams            how messages of another shape would map
 """
 
 import logging
@@ -16,18 +17,21 @@ from pathlib import Path
 from threading import Event
 
 import click
+import msgspec
 
 from hone.errors import ConfigError, HoneError
 from hone.health import Pulse, serve_health
-from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC
 from hone.settings import Settings, load_settings
 from hone.store.engine import make_engine, make_sessions
 from hone.store.offsets import Group
 from ingest import consumer, pair_worker
+from ingest.batch import decode_native
 from ingest.breaker import Breaker
 from ingest.publish import Publisher
 from ingest.replay import replay
 from ingest.source import Source
+from ingest.streams import check
+from ingest.streams.book import NATIVE_TOPICS, open_book
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +87,7 @@ metrics_host = click.option("--metrics-host", default="127.0.0.1", show_default=
 def cli() -> None:
     """Feedback from Kafka to Postgres, and from feedback to pairs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # each schema that is fetched is not news
 
 
 @cli.command()
@@ -92,8 +97,9 @@ def cli() -> None:
 def events(metrics_host: str, metrics_port: int, crash_at: str | None) -> None:
     """Store responses and feedback, each exactly once, until SIGTERM."""
     settings, stop, pulse = load_settings(), stop_on_signals(), Pulse()
+    book = open_book(settings)
     serve_health(metrics_port, pulse, metrics_host)
-    group, topics = settings.ingest.consumer_group, [RESPONSES_TOPIC, FEEDBACK_TOPIC]
+    group, topics = settings.ingest.consumer_group, [*NATIVE_TOPICS, *book.topics]
     source = Source(bootstrap_servers(settings), group, topics, settings.ingest.rebalancing)
     try:
         incarnation = find_incarnation(settings, source, pulse, stop)
@@ -109,6 +115,7 @@ def events(metrics_host: str, metrics_port: int, crash_at: str | None) -> None:
             on_retention_gap=settings.ingest.on_retention_gap,
             breaker=Breaker(settings.ingest.max_invalid_share, settings.ingest.max_invalid_run),
             pulse=pulse,
+            decode=book.decode if book.topics else decode_native,
             crash=killer(crash_at),
         )
         consumer.run(program, stop)
@@ -138,10 +145,31 @@ def replay_dead_letters(ids: tuple[int, ...], fixed: Path | None, dry_run: bool)
         raise ConfigError("--fixed repairs one message: give one --id")
     settings = load_settings()
     sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-replay"))
-    publisher = Publisher(bootstrap_servers(settings))
+    publisher, book = Publisher(bootstrap_servers(settings)), open_book(settings)
     for dead_letter_id in ids:
         now = datetime.now(UTC)
-        replay(sessions, publisher, dead_letter_id, fixed=fixed, dry_run=dry_run, now=now, show=click.echo)
+        replay(sessions, publisher, dead_letter_id, book=book, fixed=fixed, dry_run=dry_run, now=now, show=click.echo)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--stream", help="Stream that reads a file; needed where the mapping has several.")
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(1), help="How many messages to look at.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def check_streams(source: str, stream: str | None, limit: int, as_json: bool) -> None:
+    """Show what would become of the first lines of a file or the newest messages of a topic; store nothing."""
+    settings = load_settings()
+    book, path = open_book(settings), Path(source)
+    if path.exists():
+        samples = check.samples_of_file(path, book.file_source(stream).decode, limit)
+    else:
+        samples = check.samples_of_topic(bootstrap_servers(settings), source, book.decode, limit)
+    if as_json:
+        click.echo(msgspec.json.encode([sample.as_json() for sample in samples]).decode())
+    else:
+        check.show(samples, click.echo)
+    if samples and not any(sample.records for sample in samples):
+        raise HoneError(f"nothing of {source} would be stored: correct {settings.ingest.streams}")
 
 
 if __name__ == "__main__":

@@ -38,12 +38,21 @@ def decode(topic: str, body: bytes | None) -> Response | Feedback:
     record = parse(topic, body)
     if b"\\u0000" in (body or b""):
         reject_nul(record)
+    check(record)
+    return record
+
+
+def check(record: Response | Feedback) -> None:
+    """Refuse what types alone do not rule out: times and values that mean nothing.
+
+    Raises:
+        InvalidEvent: bad_timestamp or bad_value.
+    """
     if isinstance(record, Feedback):
         check_times(record.occurred_at, record.received_at)
         check_feedback(record)
     else:
         check_times(record.created_at)
-    return record
 
 
 def parse(topic: str, body: bytes | None) -> Response | Feedback:

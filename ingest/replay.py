@@ -1,7 +1,8 @@
-"""Send dead letters back to their topic, as they are or repaired."""
+"""Send dead letters back, as they are or repaired: to their topic, or as hone's records where that is not ours."""
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import msgspec
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.errors import ConfigError, HoneError, InvalidEvent
+from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, Response
 from hone.store.dead_letters import get_dead_letter, mark_replayed
+from hone.store.offsets import Partition
 from hone.store.tables import DeadLetterRow
+from ingest.batch import RawMessage
 from ingest.decode import decode
 from ingest.publish import Outgoing, Publisher
+from ingest.streams.book import NATIVE_TOPICS, Book
+from ingest.streams.formats import read_json
 
 
 def replay(
@@ -20,6 +26,7 @@ def replay(
     publisher: Publisher,
     dead_letter_id: int,
     *,
+    book: Book,
     fixed: Path | None,
     dry_run: bool,
     now: datetime,
@@ -27,7 +34,8 @@ def replay(
 ) -> None:
     """Print the difference, then send the message to its old topic and note it; with `dry_run` only print.
 
-    Sending twice makes one row: the event keeps its id.
+    A message of another shape is mapped again, by the present mapping, and its records go to hone's topics: nothing is
+    ever written to a topic that is not ours. Sending twice makes one row: the event keeps its id.
 
     Raises:
         NotEnoughData: there is no such dead letter.
@@ -38,14 +46,14 @@ def replay(
         letter = get_dead_letter(session, dead_letter_id)
     body = read_fixed(fixed) if fixed else letter.body
     show(describe(letter, body))
-    require_valid(letter, body)
+    messages = outgoing(book, letter, body, is_fixed=fixed is not None)
     if dry_run:
         show("dry run: nothing was sent")
         return
-    publisher.send([Outgoing(letter.topic, letter.key, body, {"replay_of": str(dead_letter_id)})])
+    publisher.send(messages)
     with sessions.begin() as session:
         mark_replayed(session, dead_letter_id, now)
-    show(f"sent to {letter.topic}")
+    show(f"sent to {', '.join(sorted({message.topic for message in messages}))}")
 
 
 def read_fixed(path: Path) -> bytes:
@@ -57,14 +65,41 @@ def read_fixed(path: Path) -> bytes:
     return body.strip()
 
 
-def require_valid(letter: DeadLetterRow, body: bytes | None) -> None:
-    """Refuse to send what would come back."""
+def outgoing(book: Book, letter: DeadLetterRow, body: bytes | None, *, is_fixed: bool) -> list[Outgoing]:
+    """Return what to send. Refuses what would come back."""
+    headers = {"replay_of": str(letter.dead_letter_id)}
+    source = book.by_topic.get(letter.topic)
     try:
-        decode(letter.topic, body)
+        if source is None:
+            require_native(letter)
+            decode(letter.topic, body)
+            return [Outgoing(letter.topic, letter.key, body, headers)]
+        # Kafka's own time of the message is not kept: that of its refusal is the nearest.
+        at_ms = int(letter.created_at.timestamp() * 1000)
+        message = RawMessage(Partition(letter.topic, letter.partition), letter.offset, letter.key, body, at_ms)
+        records = replace(source, read=read_json).decode(message) if is_fixed else source.decode(message)
     except InvalidEvent as error:
         raise HoneError(
             f"dead letter {letter.dead_letter_id} would become one again ({error}): repair it and give --fixed FILE"
+            + (", or correct the mapping" if source else "")
         ) from None
+    return [native(record, headers) for record in records]
+
+
+def require_native(letter: DeadLetterRow) -> None:
+    """Refuse a message that no mapping reads any more. Raises ConfigError."""
+    if letter.topic.startswith("file:"):
+        number = letter.dead_letter_id
+        raise ConfigError(f"dead letter {number} is of a file: correct that, or its mapping, and read it again")
+    if letter.topic not in NATIVE_TOPICS:
+        raise ConfigError(f"no stream reads {letter.topic}: set ingest.streams to the file that maps it")
+
+
+def native(record: Response | Feedback, headers: dict[str, str]) -> Outgoing:
+    """Return a record as a message of hone's own topic."""
+    topic = RESPONSES_TOPIC if isinstance(record, Response) else FEEDBACK_TOPIC
+    key = (record.conversation_id or record.user_id).bytes
+    return Outgoing(topic, key, msgspec.json.encode(record), headers)
 
 
 def describe(letter: DeadLetterRow, body: bytes | None) -> str:

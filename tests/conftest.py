@@ -76,6 +76,16 @@ def kafka_libs() -> Path:
 
 
 @pytest.fixture(scope="session")
+def kafka_bootstrap(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real broker that runs through the session; each test makes topics of its own there."""
+    directory = tmp_path_factory.mktemp("kafka")
+    server = kafka.prepare_kafka(directory / "data", kafka_libs)
+    with Supervisor(directory / "stack.json") as supervisor:
+        supervisor.start(server.program(directory / "kafka.log"))
+        yield server.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """The maintenance database of a real server, not durable, that ends with the session even if that is killed."""
     if url := os.environ.get(POSTGRES_VARIABLE):

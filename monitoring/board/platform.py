@@ -93,11 +93,12 @@ PLATFORM = Row(
             title="Messages behind",
             unit="short",
             low=0,
-            description="Messages that wait, by topic, and messages that were there already. One partition alone: "
-            "its consumer hangs.",
+            description="Messages that wait, by topic, and messages that were there already or that no stream reads. "
+            "One partition alone: its consumer hangs.",
             queries=(
                 Query('sum by (topic) (hone_ingest_lag_messages{job="ingest"})', "{{topic}}"),
                 Query(rate("hone_ingest_duplicates_total", "ingest"), "duplicates (1/s)"),
+                Query(f"{rate('hone_ingest_skipped_total', 'ingest')} or vector(0)", "passed over (1/s)"),
             ),
         ),
         Panel(

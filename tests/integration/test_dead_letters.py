@@ -1,9 +1,11 @@
 """Refused messages: listed, repaired, sent back, and then stored exactly once."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from sqlalchemy import func, select
@@ -11,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from hone.errors import ConfigError, HoneError, NotEnoughData, Retryable
 from hone.local.mock_kafka import MockCluster
-from hone.records import FEEDBACK_TOPIC
+from hone.records import FEEDBACK_TOPIC, Feedback
 from hone.store.dead_letters import (
     DeadLetter,
     add_dead_letters,
@@ -25,7 +27,8 @@ from ingest.batch import RawMessage, sort_messages, store_batch
 from ingest.pair_worker import copy_of
 from ingest.publish import Outgoing, Publisher
 from ingest.replay import replay
-from tests.support.events import encode, feedback
+from tests.support.events import encode, feedback, uid
+from tests.support.streams import book, feedback_stream
 
 Sessions = sessionmaker[Session]
 NOW = datetime(2026, 1, 6, tzinfo=UTC)
@@ -59,9 +62,12 @@ def add(sessions: Sessions, *letters: DeadLetter) -> list[int]:
         return [row.dead_letter_id for row in reversed(list_dead_letters(session))]
 
 
-def run(sessions: Sessions, broker: str, number: int, fixed: Path | None = None, *, dry_run: bool = False) -> str:
+def run(
+    sessions: Sessions, broker: str, number: int, fixed: Path | None = None, *, dry_run: bool = False, streams: str = ""
+) -> str:
     shown: list[str] = []
-    replay(sessions, Publisher(broker), number, fixed=fixed, dry_run=dry_run, now=NOW, show=shown.append)
+    publisher, mappings = Publisher(broker), book(streams or "[streams]")
+    replay(sessions, publisher, number, book=mappings, fixed=fixed, dry_run=dry_run, now=NOW, show=shown.append)
     return "\n".join(shown)
 
 
@@ -117,6 +123,26 @@ def test_replaying_the_same_message_twice_stores_one_row(sessions: Sessions, bro
         claims = claim_partitions(session, group, "test", {partition: 0})
         store_batch(session, group, sort_messages(raw, claims))
         assert session.scalar(select(func.count()).select_from(FeedbackEventRow)) == 1
+
+
+def test_a_message_of_another_shape_is_mapped_again_and_its_record_goes_to_hones_topic(
+    sessions: Sessions, broker: str
+) -> None:
+    body = f'{{"on": "{uid("a")}", "at": "2026-01-05T12:00:00Z", "vote": "great"}}'.encode()
+    (number,) = add(sessions, replace(letter(body=body, reason="unmapped"), topic="t"))
+    with pytest.raises(HoneError, match="or correct the mapping"):
+        run(sessions, broker, number, streams=feedback_stream('value = { path = "vote", map = { good = 1 } }'))
+    run(sessions, broker, number, streams=feedback_stream('value = { path = "vote", map = { great = 1 } }'))
+    ((_, sent_body),) = sent(broker)
+    event = msgspec.json.decode(sent_body, type=Feedback)
+    assert (event.response_id, event.value) == (uid("a"), 1)
+    assert replayed_at(sessions) == [NOW]
+
+
+def test_a_message_that_no_mapping_reads_any_more_is_named(sessions: Sessions, broker: str) -> None:
+    (number,) = add(sessions, replace(letter(), topic="t"))
+    with pytest.raises(ConfigError, match="no stream reads t"):
+        run(sessions, broker, number)
 
 
 def test_a_missing_letter_and_a_missing_file_are_named(sessions: Sessions, broker: str, tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ class Program:
         self.process.wait()
 
 
+def hone(*words: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of `hone` that starts a program of the checkout, to its end."""
+    argv = [sys.executable, "-m", "hone.cli", *words]
+    return subprocess.run(argv, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
 def wait_for(condition: Callable[[], object], timeout_s: float = 30) -> None:
     until = time.monotonic() + timeout_s
     while not condition():

@@ -18,7 +18,7 @@ from hone.settings import Section, Settings
 ROOT = Path(__file__).parents[2]
 CLI_PAGE = (ROOT / "docs" / "cli.md").read_text()
 SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text()
-FROM_ELSEWHERE = {"training_python", "token_keys", "identity_key", "admin_key"}
+FROM_ELSEWHERE = {"training_python", "token_keys", "identity_key", "admin_key", "schema_registry_auth"}
 """Their default is not a constant worth showing."""
 
 

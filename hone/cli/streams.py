@@ -1,0 +1,39 @@
+"""Commands for topics and files of another shape; they start `python -m ingest`."""
+
+import os
+
+import click
+
+from hone.cli.context import json_option, run_program
+
+mapping_option = click.option(
+    "--mapping", type=click.Path(exists=True, dir_okay=False), help="File of streams, instead of `ingest.streams`."
+)
+stream_option = click.option("--stream", help="Stream that reads a file; needed where the mapping has several.")
+
+
+def use(mapping: str | None) -> None:
+    """Let the programs that are started read another file of streams."""
+    if mapping:
+        os.environ["HONE_INGEST__STREAMS"] = os.path.abspath(mapping)
+
+
+@click.group()
+def streams() -> None:
+    """Topics and files of another shape: check."""
+
+
+@streams.command(name="check")
+@click.argument("source")
+@mapping_option
+@stream_option
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(1), help="How many messages to look at.")
+@json_option
+def streams_check(source: str, mapping: str | None, stream: str | None, limit: int, as_json: bool) -> None:
+    """Show what would become of the first lines of a file, or the newest messages of a topic; needs the checkout.
+
+    Nothing is stored and no offset moves. Exit code 1 if nothing would be stored.
+    """
+    use(mapping)
+    words = ["--limit", str(limit), *(["--stream", stream] if stream else []), *(["--json"] if as_json else [])]
+    run_program("ingest", "check-streams", *words, "--", source)

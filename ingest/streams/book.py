@@ -1,0 +1,124 @@
+"""All mappings of one file, opened: which topics to read, and what is in each of their messages."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hone import metrics
+from hone.errors import ConfigError
+from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, Response
+from hone.settings import Settings
+from hone.tokens import parse_keys
+from ingest.batch import RawMessage, decode_native
+from ingest.streams.config import Field, Stream, read_streams
+from ingest.streams.formats import Read, read_json, reader, registry_client
+from ingest.streams.mapping import Mapper, Secrets
+
+NATIVE_TOPICS = (RESPONSES_TOPIC, FEEDBACK_TOPIC)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Messages that are read in one way: a topic's, or those of a stream's files."""
+
+    read: Read
+    mappers: tuple[Mapper, ...]
+
+    def decode(self, message: RawMessage) -> list[Response | Feedback]:
+        """Return what every stream that wants the message finds in it; an empty list passes over it.
+
+        Raises:
+            InvalidEvent: it cannot be read, or a stream that wants it cannot map it.
+            Retryable: the Schema Registry is away.
+        """
+        if message.body is None:
+            return []  # the tombstone of a compacted topic: something was deleted, nothing was said
+        document = self.read(message.body)
+        return [mapper.map(document, message) for mapper in self.mappers if mapper.wants(document)]
+
+
+class Book:
+    """The mappings by topic. Messages of hone's own topics take the short way."""
+
+    def __init__(self, streams: Mapping[str, Stream], secrets: Secrets, registry: Any) -> None:
+        self.for_files = {name: Source(read_json, (Mapper(name, stream, secrets),)) for name, stream in streams.items()}
+        """By name: lines and rows of files are JSON, whatever the topic's format."""
+        self.by_topic: dict[str, Source] = {}
+        for name, stream in streams.items():
+            if stream.topic is not None:
+                mappers, same = self.for_files[name].mappers, self.by_topic.get(stream.topic)
+                read = same.read if same else reader(stream, registry)
+                self.by_topic[stream.topic] = Source(read, (*(same.mappers if same else ()), *mappers))
+
+    def file_source(self, name: str | None) -> Source:
+        """Return what reads the lines of a file: the stream of that name, or the only one.
+
+        Raises:
+            ConfigError: there is none, or a name is needed.
+        """
+        if name is None and len(self.for_files) == 1:
+            return next(iter(self.for_files.values()))
+        if name not in self.for_files:
+            names = ", ".join(self.for_files) or "none: set ingest.streams, see docs/streams.md"
+            raise ConfigError(f"{name or 'no stream is named, and there is not just one'}: the streams are {names}")
+        return self.for_files[name]
+
+    @property
+    def topics(self) -> list[str]:
+        """Return the foreign topics."""
+        return sorted(self.by_topic)
+
+    def decode(self, message: RawMessage) -> list[Response | Feedback] | tuple[Response | Feedback]:
+        """Return the records in a message of any topic that ingest reads."""
+        source = self.by_topic.get(message.partition.topic)
+        if source is None:
+            return decode_native(message)
+        records = source.decode(message)
+        if not records:
+            metrics.INGEST_SKIPPED.labels(message.partition.topic).inc()
+        return records
+
+
+def open_book(settings: Settings) -> Book:
+    """Return the mappings that `ingest.streams` names; empty where it names none.
+
+    Raises:
+        ConfigError: the file is wrong, or a key, address, schema or package that it needs is missing.
+    """
+    path = settings.ingest.streams
+    if path is None:
+        return Book({}, Secrets(b"", None), None)
+    streams = read_streams(path)
+    for name, stream in streams.items():
+        if stream.topic in NATIVE_TOPICS:
+            raise ConfigError(f"{path}: stream {name}: {stream.topic} is hone's own and needs no mapping: remove it")
+    check_same_format(streams)
+    url, auth = settings.schema_registry_url, settings.schema_registry_auth.get_secret_value()
+    return Book(streams, read_secrets(settings, streams.values()), registry_client(url, auth) if url else None)
+
+
+def check_same_format(streams: Mapping[str, Stream]) -> None:
+    """Refuse two streams of one topic that would read its bytes differently."""
+    first: dict[str, tuple[str, Stream]] = {}
+    for name, stream in streams.items():
+        if stream.topic is None:
+            continue
+        other, known = first.setdefault(stream.topic, (name, stream))
+        ways = [(s.format, s.registry, s.schema, s.message) for s in (known, stream)]
+        if ways[0] != ways[1]:
+            raise ConfigError(
+                f"streams {other} and {name} read topic {stream.topic} in two formats: give both the same"
+            )
+
+
+def read_secrets(settings: Settings, streams: Iterable[Stream]) -> Secrets:
+    """Return the keys of ids. Raises ConfigError where one that the streams need is not set."""
+    try:
+        key = bytes.fromhex(settings.identity_key.get_secret_value())
+    except ValueError:
+        key = b""
+    if len(key) < 16:
+        raise ConfigError("streams need the gateway's HONE_IDENTITY_KEY (16 bytes or more in hex) for their pseudonyms")
+    fields = (field for stream in streams for field in stream.fields.values())
+    has_tokens = any(isinstance(field, Field) and field.token for field in fields)
+    return Secrets(key, parse_keys(settings.token_keys.get_secret_value()) if has_tokens else None)
