@@ -183,7 +183,7 @@ def test_every_panel_shows_something_of_a_platform_at_work(
         programs(served, store_url, runtime_url) as targets,
         prometheus(tmp_path / "prometheus", targets) as server,
     ):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         round_ = 0
         while lacking := missing(server):
             assert time.monotonic() < deadline, lacking
