@@ -15,6 +15,7 @@ TRAINERS: dict[tuple[Method, Engine], str] = {
     ("sft", "trl"): "training.sft:train_sft",
     ("dpo", "native"): "training.preference:train",
     ("dpo", "trl"): "training.trl_dpo:train",
+    ("kto", "trl"): "training.kto:train_kto",
 }
 """`module:function`; the function takes a `Task` and returns a `TrainResult`."""
 

@@ -58,22 +58,36 @@ def train_and_evaluate(job: Job) -> None:
     if not rows:
         raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no row: freeze a dataset first")
     dev = read_rows(job.directory / "data" / "dev.jsonl")
-    result = fit(Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress))
-    trained = time.perf_counter()
-    challenger = export_model(result.model, tokenizer, job.directory / MODEL)
-    measured = evaluate(job, challenger, load_model(job.base_directory), progress)
+    task = Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress)
+    report = train_rewards(task) if job.spec.method == "reward_model" else train_policy(task, job)
+    seconds = {"all": time.perf_counter() - started, "cpu": time.process_time()}
+    write_json(
+        job.directory / EVALUATION,
+        {"run_id": job.run_id, "base_version": job.base_version, **report, "seconds": seconds},
+    )
+    progress.stage("done")
+
+
+def train_rewards(task: Task) -> dict[str, Any]:
+    """Train reward models, and return how well they rank pairs. They serve no traffic, so no gate judges them."""
+    from training.reward_model import train_reward_models
+
+    result, measured = train_reward_models(task, task.directory / MODEL)
+    return {"measured": measured, "training": {**summary(result, len(task.rows)), "objectives": measured}}
+
+
+def train_policy(task: Task, job: Job) -> dict[str, Any]:
+    """Train a policy, export it, and return what it can do beside its base."""
+    result = fit(task)
+    challenger = export_model(result.model, task.tokenizer, job.directory / MODEL)
+    measured = evaluate(job, challenger, load_model(job.base_directory), task.progress)
     digest = weights_digest(job.directory / MODEL)
-    report = {
-        "run_id": job.run_id,
+    return {
         "model_version": model_version_of(digest),
         "digest": digest,
-        "base_version": job.base_version,
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
-        "training": summary(result, len(rows)),
-        "seconds": {"train": trained - started, "evaluate": time.perf_counter() - trained, "cpu": time.process_time()},
+        "training": summary(result, len(task.rows)),
     }
-    write_json(job.directory / EVALUATION, report)
-    progress.stage("done")
 
 
 def stop_rule_measurements(result: TrainResult) -> dict[str, float]:

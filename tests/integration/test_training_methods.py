@@ -19,6 +19,7 @@ from training.__main__ import main
 from training.generate import Decoding, generate
 from training.policy import load_model
 from training.progress import Progress
+from training.reward_set import load_objectives
 from training.spec import load_spec
 from training.start import describe, run_spec
 
@@ -31,6 +32,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "dpo robust": {"preference": {"loss": "robust", "label_smoothing": 0.1}},
     "dpo full": {"adapter": "full"},
     "dpo trl": {"method": "dpo", "engine": "trl"},
+    "kto": {"method": "kto", "kto": {"min_rows": 4}},
 }
 
 
@@ -49,6 +51,35 @@ def test_a_policy_is_trained_exported_reloaded_and_answers(
     assert answer.num_tokens
     before, after = (dict(load_model(place)[0].named_parameters()) for place in (tiny_base, tmp_path / "run" / "model"))
     assert any(not weight.equal(after[name]) for name, weight in before.items()), "something was learnt"
+
+
+def test_reward_models_are_trained_one_for_each_objective_reloaded_and_score(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [row(k, objective=("helpful", "safe")[k % 2]) for k in range(16)]
+    reward = {"objectives": {"helpful": 0.7, "safe": 0.3}, "margin": 0.5, "min_accuracy": 0.9}
+    recipe = {"method": "reward_model", "reward": reward, "learning_rate": 1e-2, "steps": 15}
+    make_job(tmp_path / "run", tiny_base, rows, **recipe)
+    assert main(["run", str(tmp_path / "run" / "job.json")]) == 0
+    measured = json.loads((tmp_path / "run" / "evaluation.json").read_text())["measured"]
+    assert {name: facts["num_pairs"] for name, facts in measured.items()} == {"helpful": 8, "safe": 8}
+    objectives = load_objectives(tmp_path / "run")
+    assert {name: objective.weight for name, objective in objectives.items()} == {"helpful": 0.7, "safe": 0.3}
+    prompts = [row["prompt"] for row in rows]
+    for objective in objectives.values():
+        chosen, rejected = (objective(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected"))
+        assert sum(a > b for a, b in zip(chosen, rejected, strict=True)) > 14
+        assert abs(sum(chosen) + sum(rejected)) / 32 < 0.5, "on one scale: mean about 0"
+
+
+def test_a_reward_model_that_learnt_nothing_fails_the_run(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {"method": "reward_model", "reward": {"min_accuracy": 0.9}, "learning_rate": 1e-9, "steps": 1}
+    pairs = [row(k) for k in range(8)]
+    contradictory = [*pairs, *({**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs)]
+    make_job(tmp_path / "run", tiny_base, contradictory, **recipe)
+    assert main(["run", str(tmp_path / "run" / "job.json")]) == 3
+    assert "has collapsed" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def write_spec(path: Path, **fields: Any) -> Path:
