@@ -11,7 +11,7 @@ from typing import get_args
 from hone.errors import ConfigError, HoneError, NotEnoughData
 from hone.overrides import read_overrides
 from hone.settings import load_settings
-from training.jobs import spec_of
+from training.jobs import check_complete, spec_of
 from training.spec import Method, load_job, load_spec
 
 QUIET = {
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def check(options: argparse.Namespace) -> None:
     """Print the resolved spec. Raises ConfigError where it is wrong."""
     spec = spec_of(load_settings(), options.method, read_overrides(options.changes))
+    check_complete(spec)
     print(spec.model_dump_json(indent=1))
 
 

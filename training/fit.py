@@ -5,7 +5,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hone.errors import ConfigError
 from training.pairs import Row
 from training.progress import Progress
 from training.result import TrainResult
@@ -16,8 +15,11 @@ TRAINERS: dict[tuple[Method, Engine], str] = {
     ("dpo", "native"): "training.preference:train",
     ("dpo", "trl"): "training.trl_dpo:train",
     ("kto", "trl"): "training.kto:train_kto",
+    ("ppo", "native"): "training.ppo:train_ppo",
+    ("rloo", "trl"): "training.online:train_rloo",
+    ("grpo", "trl"): "training.online:train_grpo",
 }
-"""`module:function`; the function takes a `Task` and returns a `TrainResult`."""
+"""`module:function`, takes a `Task` and returns a `TrainResult`. For reward models see `training.reward_model`."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,6 @@ def fit(task: Task) -> TrainResult:
         NotEnoughData: nothing is left to train on.
         ProgramFailed: training went wrong.
     """
-    wanted = (task.spec.method, task.spec.engine)
-    if wanted not in TRAINERS:
-        raise ConfigError(f"method {wanted[0]} with engine {wanted[1]} is not built yet: built are {list(TRAINERS)}")
-    module, _, function = TRAINERS[wanted].partition(":")
+    module, _, function = TRAINERS[task.spec.method, task.spec.engine].partition(":")
     result: TrainResult = getattr(import_module(module), function)(task)
     return result

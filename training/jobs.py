@@ -17,7 +17,7 @@ from hone.store.datasets import FEEDBACK, freeze_feedback, get_dataset, write_da
 from hone.store.models import get_model, stable_model
 from hone.store.runs import run_id_of
 from hone.weights import model_version_of, weights_digest
-from training.spec import KINDS, Job, Method, RunSpec, load_spec
+from training.spec import KINDS, TABLES, Job, Method, RunSpec, load_spec
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,18 @@ def spec_of(settings: Settings, method: Method, overrides: Mapping[str, Any]) ->
     return load_spec(spec_path(settings, method), {"method": method, **overrides})
 
 
+def check_complete(spec: RunSpec) -> None:
+    """Raise ConfigError where the method needs something that the spec does not name, or that is not there."""
+    if spec.method in TABLES["rewards"] and not (spec.rewards.models or spec.rewards.functions):
+        raise ConfigError(
+            f"method {spec.method} needs a reward: set rewards.models to {{directory of a reward_model run = weight}}, "
+            "or rewards.functions to {module:function = weight}"
+        )
+    for directory in spec.rewards.models:
+        if not Path(directory).is_dir():
+            raise ConfigError(f"rewards.models names {directory}, which is no directory: train a reward model first")
+
+
 def needs_database(spec: RunSpec) -> bool:
     """Say whether base or rows must be looked up."""
     return not all(place and Path(place).is_dir() for place in (spec.base, spec.dataset))
@@ -46,6 +58,7 @@ def make_job(session: Session | None, settings: Settings, spec: RunSpec) -> Job:
         ConfigError: base or dataset is not named, or not there, or of a kind that the method does not read.
         Conflict: the database does not know them.
     """
+    check_complete(spec)
     base_version, base_directory = find_base(session, spec.base)
     if spec.dataset is None:
         raise ConfigError("the spec names no dataset: set dataset to the id of a frozen one, or to a directory")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -49,6 +50,7 @@ TABLES: dict[str, tuple[Method, ...]] = {
 }
 """Tables that only some methods read."""
 MIN_KTO_BATCH = 4
+MIN_GROUP = 2
 
 
 class Evaluation(Table):
@@ -129,7 +131,7 @@ class RunSpec(Table):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problem := next(self._problems(), None):
+        if problem := next(chain(self._problems(), self._method_problems()), None):
             raise ValueError(problem)
         return self
 
@@ -143,14 +145,18 @@ class RunSpec(Table):
             yield f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
         if self.engine == "native" and (self.optimizer != "adamw" or self.adapter == "qlora"):
             yield "the native engine has adamw and no qlora: take these keys out"
+
+    def _method_problems(self) -> Iterator[str]:
         if self.micro_batch_size and self.method == "ppo":
             yield "PPO goes through [ppo] minibatch_size rows at once: take micro_batch_size out"
         if self.method == "dpo" and self.beta == 0:
             yield "beta = 0 leaves nothing of a preference: use 0.05 to 0.5"
         if self.method == "kto" and (self.micro_batch_size or self.batch_size) < MIN_KTO_BATCH:
             yield f"KTO pairs the answers of a batch with each other: batches of {MIN_KTO_BATCH} or more"
-        if self.method in ("ppo", "rloo", "grpo") and not (self.rewards.models or self.rewards.functions):
-            yield f"method {self.method} needs a reward: name one in [rewards] models or functions"
+        if self.method in TABLES["samples"] and self.batch_size % self.samples.per_prompt:
+            yield f"batch_size {self.batch_size} is no multiple of samples.per_prompt {self.samples.per_prompt}"
+        if self.method in ("rloo", "grpo") and self.samples.per_prompt < MIN_GROUP:
+            yield f"{self.method} compares the answers to one prompt: set samples.per_prompt to {MIN_GROUP} or more"
 
     @property
     def thresholds(self) -> Thresholds:

@@ -1,7 +1,7 @@
 """Signs that a run goes wrong although its loss falls. Pure.
 
-Likelihood displacement, runaway margins, a policy far from its reference, answers that no longer end or are all the same,
-and a reward that rises while a signal that nobody is rewarded for falls.
+Likelihood displacement, runaway margins, a policy far from its reference, answers that no longer end or all are the
+same, and a reward that rises while a signal that nobody is rewarded for falls.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -25,6 +25,13 @@ from training.start import describe, run_spec
 
 pytestmark = pytest.mark.slow
 
+SAMPLED: dict[str, Any] = {
+    "samples": {"per_prompt": 2, "max_new_tokens": 6},
+    "rewards": {
+        "functions": {"tests.support.rewards:length": 1.0},
+        "held_out": "tests.support.rewards:shortness",
+    },
+}
 POLICIES: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},
     "sft packed": {"method": "sft", "sft": {"packing": True}},
@@ -33,6 +40,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "dpo full": {"adapter": "full"},
     "dpo trl": {"method": "dpo", "engine": "trl"},
     "kto": {"method": "kto", "kto": {"min_rows": 4}},
+    "ppo": {"method": "ppo", **SAMPLED, "ppo": {"minibatch_size": 2}},
+    "rloo": {"method": "rloo", **SAMPLED},
+    "grpo": {"method": "grpo", **SAMPLED},
 }
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from hone.errors import ConfigError
+from training.jobs import check_complete
+from training.method_tables import Rewards
 from training.spec import KINDS, Job, RunSpec, load_job, load_spec
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +45,12 @@ def test_overrides_of_a_request_replace_single_keys(tmp_path: Path) -> None:
         pytest.param({"micro_batch_size": 3}, "no multiple", id="batches that do not add up"),
         pytest.param({"adapter": "qlora"}, "native engine has", id="what the native engine lacks"),
         pytest.param({"method": "kto", "engine": "trl", "batch_size": 2}, "batches of 4", id="a KTO batch too small"),
-        pytest.param({"method": "ppo", "engine": "native"}, "needs a reward", id="nothing to reward"),
+        pytest.param(
+            {"method": "rloo", "engine": "trl", "samples": {"per_prompt": 1}}, "compares", id="nothing to compare with"
+        ),
+        pytest.param(
+            {"method": "ppo", "samples": {"per_prompt": 3}}, "no multiple of samples", id="a prompt that is cut short"
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named(overrides: dict[str, Any], words: str) -> None:
@@ -60,3 +67,11 @@ def test_a_job_is_the_same_after_a_round_trip(tmp_path: Path) -> None:
 def test_a_job_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read job"):
         load_job(tmp_path / "none.json")
+
+
+def test_a_method_that_learns_from_rewards_must_name_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a reward"):
+        check_complete(RunSpec(method="ppo"))
+    check_complete(RunSpec(method="ppo", rewards=Rewards(functions={"a:b": 1})))
+    with pytest.raises(ConfigError, match="train a reward model first"):
+        check_complete(RunSpec(method="rloo", rewards=Rewards(models={str(tmp_path / "none"): 1})))

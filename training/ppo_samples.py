@@ -1,0 +1,118 @@
+"""Prompts in turn, answers drawn from the policy, and what is taken from the reward of a bad end."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hone.errors import NotEnoughData
+from training.fit import Task
+from training.method_tables import Samples
+from training.pairs import ids_of
+from training.policy import end_tokens
+from training.reward_set import Chat
+from training.spec import RunSpec
+
+SEEDS_APART = 1_000_003
+"""Runs of neighbouring seeds share no step's random numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A prompt and the answer that the policy drew, as token ids."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    "The end token included, if it ended."
+    ended: bool
+
+
+def usable_prompts(task: Task) -> tuple[list[Chat], dict[str, int]]:
+    """Return the distinct prompts of the rows that leave room for an answer, and how many were dropped.
+
+    Raises:
+        NotEnoughData: none is left.
+    """
+    distinct = list({str(row["prompt"]): row["prompt"] for row in task.rows}.values())
+    room = task.spec.max_length - task.spec.samples.max_new_tokens
+    lengths = [len(ids) for ids in prompt_ids(distinct, task.tokenizer)]
+    kept = [chat for chat, length in zip(distinct, lengths, strict=True) if length <= room]
+    if not kept:
+        raise NotEnoughData(
+            f"none of {len(distinct)} prompts leaves room for {task.spec.samples.max_new_tokens} tokens within "
+            f"max_length {task.spec.max_length}: raise it, or lower samples.max_new_tokens"
+        )
+    return kept, {"too_long": len(distinct) - len(kept)}
+
+
+def num_turns(num_prompts: int, spec: RunSpec) -> int:
+    """Return how many batches `epochs` passes over the prompts are."""
+    return max(1, math.ceil(spec.epochs * num_prompts * spec.samples.per_prompt / spec.batch_size))
+
+
+def turn(prompts: Sequence[Chat], step: int, spec: RunSpec) -> list[Chat]:
+    """Return the prompts of a step, each `per_prompt` times; all come once, in random order, before one comes again."""
+    size = spec.batch_size // spec.samples.per_prompt
+    chosen = []
+    for place in range(step * size, (step + 1) * size):
+        epoch, position = divmod(place, len(prompts))
+        order = random.Random(f"{spec.seed} {epoch}").sample(range(len(prompts)), len(prompts))
+        chosen.append(prompts[order[position]])
+    return [chat for chat in chosen for _ in range(spec.samples.per_prompt)]
+
+
+def seed_of(spec: RunSpec, step: int) -> int:
+    """Return the seed of a step's random numbers."""
+    return spec.seed * SEEDS_APART + step
+
+
+@torch.inference_mode()
+def draw(policy: Any, tokenizer: Any, chats: Sequence[Chat], samples: Samples) -> list[Drawn]:
+    """Return one answer to each chat, in order, from the whole distribution at the given temperature."""
+    prompts = prompt_ids(chats, tokenizer)
+    longest = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), longest), tokenizer.pad_token_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    for k, prompt in enumerate(prompts):
+        ids_BT[k, longest - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[k, longest - len(prompt) :] = 1
+    output_BT = policy.generate(
+        input_ids=ids_BT.to(policy.device),
+        attention_mask=mask_BT.to(policy.device),
+        max_new_tokens=samples.max_new_tokens,
+        do_sample=True,
+        temperature=samples.temperature,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    ends = set(end_tokens(policy))
+    return [drawn_of(prompt, ids, ends) for prompt, ids in zip(prompts, output_BT[:, longest:].tolist(), strict=True)]
+
+
+def drawn_of(prompt: tuple[int, ...], ids: list[int], ends: set[int]) -> Drawn:
+    """Return the answer up to its end token; what follows is padding."""
+    first = next((k for k, token in enumerate(ids) if token in ends), None)
+    return Drawn(prompt, tuple(ids if first is None else ids[: first + 1]), first is not None)
+
+
+def prompt_ids(chats: Sequence[Chat], tokenizer: Any) -> list[tuple[int, ...]]:
+    """Return the token ids of prompts, up to where the answer begins."""
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    return ids_of(texts, tokenizer)
+
+
+def penalties(drawn: Sequence[Drawn], spec: RunSpec) -> Tensor:
+    """Return what is taken from each answer's score: for having been cut off, and for its length; shape (B,)."""
+    ppo = spec.ppo
+    return torch.tensor(
+        [
+            (0.0 if one.ended else ppo.missing_end_penalty)
+            + ppo.length_penalty * max(0, len(one.answer) - ppo.free_tokens)
+            for one in drawn
+        ]
+    )
