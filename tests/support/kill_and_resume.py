@@ -1,0 +1,117 @@
+"""`python -m tests.support.kill_and_resume BASE DIRECTORY`: every method whole, and killed with SIGKILL and resumed.
+
+Prints one JSON object: method -> digests of both, and where the killed run stood. Children are forks of one
+process that has only imported, so that torch and TRL are loaded once for all of them.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import training.kto
+import training.online
+import training.ppo
+import training.reward_model
+import training.sft
+import training.trl_dpo  # noqa: F401
+from hone.canonical import sha256_file
+from tests.support.training import make_job, row
+from training.run import run_job
+from training.spec import Job
+
+STEPS, EVERY = 9, 3
+QUICK_EXAM = {"num_prompts": 1, "num_samples": 1, "max_new_tokens": 1}
+SAMPLED: dict[str, Any] = {
+    "samples": {"per_prompt": 2, "max_new_tokens": 6},
+    "rewards": {"functions": {"tests.support.rewards:length": 1.0}},
+    "stop_rules": "record",
+}
+METHODS: dict[str, tuple[dict[str, Any], int]] = {
+    "sft": ({"method": "sft"}, 3),
+    "sft packed": ({"method": "sft", "sft": {"packing": True}}, 6),
+    "reward_model": ({"method": "reward_model", "reward": {"min_accuracy": 0.5}, "learning_rate": 1e-2}, 6),
+    "dpo": ({"method": "dpo", "engine": "trl"}, 6),
+    "kto": ({"method": "kto", "kto": {"min_rows": 4}}, 3),
+    "ppo": ({"method": "ppo", **SAMPLED, "ppo": {"minibatch_size": 2}}, 6),
+    "rloo": ({"method": "rloo", **SAMPLED}, 3),
+}
+"""Method -> its spec, and the checkpoint at which it is killed."""
+DEADLINE_S = 150.0
+
+
+def main(base: Path, directory: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    found = {}
+    for name, (spec, kill_at) in METHODS.items():
+        jobs = [
+            make_job(
+                directory / name / part,
+                base,
+                [row(k) for k in range(14)],
+                **{**spec, "steps": STEPS, "checkpoint_steps": EVERY, "evaluation": QUICK_EXAM},
+            )
+            for part in ("whole", "killed")
+        ]
+        assert wait(start(jobs[0])) == 0, f"{name}: {(jobs[0].directory / 'log').read_text()[-2000:]}"
+        stood_at = kill(jobs[1], kill_at)
+        assert wait(start(jobs[1])) == 0, f"{name}: {(jobs[1].directory / 'log').read_text()[-2000:]}"
+        found[name] = {"stood_at": stood_at, **{job.directory.name: digest(job.directory) for job in jobs}}
+    return found
+
+
+def start(job: Job) -> int:
+    """Run a job in a child and return its id."""
+    child = os.fork()
+    if child:
+        return child
+    log = os.open(job.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 1
+    try:
+        run_job(job)
+        code = 0
+    except BaseException:
+        logging.exception("the run failed")
+    finally:
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill(job: Job, step: int) -> str:
+    """Kill a run once it has begun to write the checkpoint of a step; return the newest folder that it left."""
+    child = start(job)
+    deadline = time.monotonic() + DEADLINE_S
+    while not any(checkpoints(job, step)):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    os.kill(child, signal.SIGKILL)
+    assert wait(child) == -signal.SIGKILL
+    assert not (job.directory / "model").exists(), "it must be killed in the middle"
+    return max(path.name for number in range(STEPS + 1) for path in checkpoints(job, number))
+
+
+def checkpoints(job: Job, step: int) -> list[Path]:
+    names = (f"checkpoint-{step}", f"step-{step:08d}")
+    return [path for name in names for path in job.directory.rglob(name) if path.is_dir()]
+
+
+def digest(directory: Path) -> list[str]:
+    """Hashes of all weights of the model, or of several, and of what the native engine kept last: its value head too."""
+    last = directory / "checkpoints" / f"step-{STEPS:08d}"
+    return [sha256_file(path) for place in (directory / "model", last) for path in sorted(place.rglob("*.safetensors"))]
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))
