@@ -22,7 +22,17 @@ from training.checkpoint import Checkpoint
 from training.fit import Task
 from training.policy import collate, decoder_of
 from training.ppo_math import KlController, advantages, policy_loss, token_rewards, value_loss, whitened
-from training.ppo_samples import Drawn, draw, num_turns, penalties, seed_of, turn, usable_prompts
+from training.ppo_samples import (
+    Drawn,
+    check_suited,
+    draw,
+    num_turns,
+    penalties,
+    prompt_ids,
+    seed_of,
+    turn,
+    usable_prompts,
+)
 from training.result import TrainResult
 from training.reward_set import Chat, Scorer, load_function, load_rewards, total
 from training.stop_rules import fired
@@ -76,6 +86,7 @@ class Run:
         """Begin at step 0. Raises like `train_ppo`."""
         self._task, self._spec = task, task.spec
         self.prompts, self.dropped = usable_prompts(task)
+        check_suited(task.model, prompt_ids(self.prompts[:1], task.tokenizer)[0], task.tokenizer.pad_token_id)
         self._reference = copy.deepcopy(task.model) if task.spec.adapter == "full" else None
         self.policy = trainable(task.model, task.spec).eval()  # no dropout: old and new log-probabilities compare
         self.head = nn.Linear(task.model.config.get_text_config().hidden_size, 1, device=task.model.device)
@@ -100,8 +111,9 @@ class Run:
         """Draw one batch of answers, learn from it, and return its figures. Raises ProgramFailed on no number."""
         spec = self._spec
         chats = turn(self.prompts, self.step, spec)
-        torch.manual_seed(seed_of(spec, self.step))
-        drawn = draw(self.policy, self._task.tokenizer, chats, spec.samples)
+        seed = seed_of(spec, self.step)
+        drawn = draw(self.policy, self._task.tokenizer, chats, spec.samples, seed)
+        torch.manual_seed(seed)  # of the order of minibatches
         texts = self._task.tokenizer.batch_decode([one.answer for one in drawn], skip_special_tokens=True)
         batch, figures = self._assess(drawn, chats, texts)
         figures |= self._learn(batch)

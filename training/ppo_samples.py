@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hone.errors import NotEnoughData
+from hone.errors import ConfigError, NotEnoughData
 from training.fit import Task
 from training.method_tables import Samples
 from training.pairs import ids_of
-from training.policy import end_tokens
+from training.policy import check_parity, end_tokens
 from training.reward_set import Chat
+from training.sampling import Limits, is_suited, sample
 from training.spec import RunSpec
 
 SEEDS_APART = 1_000_003
@@ -70,34 +71,19 @@ def seed_of(spec: RunSpec, step: int) -> int:
     return spec.seed * SEEDS_APART + step
 
 
-@torch.inference_mode()
-def draw(policy: Any, tokenizer: Any, chats: Sequence[Chat], samples: Samples) -> list[Drawn]:
+def draw(policy: Any, tokenizer: Any, chats: Sequence[Chat], samples: Samples, seed: int) -> list[Drawn]:
     """Return one answer to each chat, in order, from the whole distribution at the given temperature."""
     prompts = prompt_ids(chats, tokenizer)
-    longest = max(map(len, prompts))
-    ids_BT = torch.full((len(prompts), longest), tokenizer.pad_token_id)
-    mask_BT = torch.zeros_like(ids_BT)
-    for k, prompt in enumerate(prompts):
-        ids_BT[k, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[k, longest - len(prompt) :] = 1
-    output_BT = policy.generate(
-        input_ids=ids_BT.to(policy.device),
-        attention_mask=mask_BT.to(policy.device),
-        max_new_tokens=samples.max_new_tokens,
-        do_sample=True,
-        temperature=samples.temperature,
-        top_k=0,
-        top_p=1.0,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    ends = set(end_tokens(policy))
-    return [drawn_of(prompt, ids, ends) for prompt, ids in zip(prompts, output_BT[:, longest:].tolist(), strict=True)]
+    limits = Limits(len(prompts), samples.max_new_tokens, samples.temperature, seed)
+    found = sample(policy, prompts, limits, frozenset(end_tokens(policy)))
+    return [Drawn(prompt, tuple(one.ids), one.ended) for prompt, one in zip(prompts, found, strict=True)]
 
 
-def drawn_of(prompt: tuple[int, ...], ids: list[int], ends: set[int]) -> Drawn:
-    """Return the answer up to its end token; what follows is padding."""
-    first = next((k for k, token in enumerate(ids) if token in ends), None)
-    return Drawn(prompt, tuple(ids if first is None else ids[: first + 1]), first is not None)
+def check_suited(model: Any, prompt: tuple[int, ...], pad: int) -> None:
+    """Raise ConfigError where our log-probabilities or our sampler are not the model's own."""
+    check_parity(model, (prompt, prompt), pad)
+    if not is_suited(model, prompt):
+        raise ConfigError('the native engine cannot sample from this architecture: use method = "rloo"')
 
 
 def prompt_ids(chats: Sequence[Chat], tokenizer: Any) -> list[tuple[int, ...]]:

@@ -108,7 +108,7 @@ def checkpoints(job: Job, step: int) -> list[Path]:
 
 
 def digest(directory: Path) -> list[str]:
-    """Hashes of all weights of the model, or of several, and of what the native engine kept last: its value head too."""
+    """Hashes of the weights of one model or several, and of what the native engine kept last: the value head too."""
     last = directory / "checkpoints" / f"step-{STEPS:08d}"
     return [sha256_file(path) for place in (directory / "model", last) for path in sorted(place.rglob("*.safetensors"))]
 
