@@ -34,7 +34,7 @@ from benchmarks.rollout_rules import (
     threshold_rules,
 )
 from hone.rollout_plan import simulate, wealth_paths
-from hone.stats import Floats, wilson_interval
+from hone.stats import LAMBDAS_BETTER, Floats, wilson_interval
 
 SEED = 20_260_301
 CHUNK = 25
@@ -173,7 +173,7 @@ def vote_level_chunk(contiguous: bool, seed: int) -> int:
     rng = np.random.default_rng(seed)
     rows = [differences_of_votes(rng, contiguous) for _ in range(CHUNK)]
     shortest = min(map(len, rows))
-    paths = wealth_paths(np.array([row[:shortest] for row in rows]), 0.0)
+    paths = wealth_paths(np.array([row[:shortest] for row in rows]), 0.0, LAMBDAS_BETTER)
     return int((stops_of(paths >= 20.0) > 0).sum())
 
 

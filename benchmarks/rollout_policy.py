@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from hone.records import Track
 from hone.rollout import ArmCounts, Phase, Policy, Unit, parse_policy
 from hone.stats import Bets, EffectBets, Floats
-from serving.rollout import Evidence, Rollout, decide
+from serving.rollout import decide
+from serving.rollout_evidence import Evidence, Rollout
 from serving.tally import Tally, assignment_log_e, canary_users, fold, propensity_log_e, start_tally
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "rollout.toml"

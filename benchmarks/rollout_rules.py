@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hone.rollout_plan import first_true, wealth_paths
-from hone.stats import Bets, Floats
+from hone.stats import LAMBDAS_BETTER, LAMBDAS_WORSE, Bets, Floats
 
 ALPHA = 0.05
 POWER = 0.8
@@ -63,8 +63,8 @@ def betting(votes: Votes) -> tuple[Stops, Stops]:
     """Return where hone's test promotes and where it rolls back for harm, looked at after every pair."""
     differences = votes.differences
     return (
-        stops_of(wealth_paths(differences, 0.0) >= 1 / ALPHA),
-        stops_of(wealth_paths(-differences, 0.0) >= 1 / ALPHA),
+        stops_of(wealth_paths(differences, 0.0, LAMBDAS_BETTER) >= 1 / ALPHA),
+        stops_of(wealth_paths(-differences, 0.0, LAMBDAS_WORSE) >= 1 / ALPHA),
     )
 
 
@@ -73,7 +73,7 @@ def differs_from_bets(differences: Floats, stops: Stops) -> int:
     wrong = 0
     for row, stop in zip(differences, stops, strict=True):
         last = stop or len(row)
-        before = Bets.against(0.0).bet(row[: last - 1])
+        before = Bets.against(0.0, LAMBDAS_BETTER).bet(row[: last - 1])
         after = before.bet(row[last - 1 : last])
         crossed = [float(bets.log_wealth()[0]) >= -np.log(ALPHA) for bets in (before, after)]
         wrong += crossed != [False, bool(stop)]

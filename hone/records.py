@@ -153,6 +153,8 @@ class TrafficPlan(msgspec.Struct, frozen=True, kw_only=True):
     stage: int | None = None
     duel_share: float = 0.0
     "Chance, 0 to 1, that the first regenerate of a turn is a duel; nothing below a canary weight of a quarter."
+    reverse: bool = False
+    "The canary is the former stable model, kept for some users to watch a promotion: break-glass goes back to it."
     expires_at: datetime
 
 

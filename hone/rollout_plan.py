@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hone.rollout import Policy
-from hone.stats import LAMBDAS, Floats, wilson_interval
+from hone.stats import LAMBDAS_BETTER, LAMBDAS_WORSE, Floats, wilson_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ def simulate(policy: Policy, *, lift: float, base_rate: float, runs: int, seed: 
     differences = draw_differences(policy, stage_of_pair, base_rate, base_rate + lift, runs, seed)
     eligible = np.array([policy.stages[stage].weight >= policy.promote_weight for stage in stage_of_pair])
     enough = eligible & (np.cumsum(eligible) >= policy.min_canary_users)
-    better = enough & (wealth_paths(differences, -policy.non_inferiority) >= 1 / policy.alpha)
-    harmful = wealth_paths(-differences, 0.0) >= 1 / policy.alpha_harm
+    better = enough & (wealth_paths(differences, -policy.non_inferiority, LAMBDAS_BETTER) >= 1 / policy.alpha)
+    harmful = wealth_paths(-differences, policy.non_inferiority, LAMBDAS_WORSE) >= 1 / policy.alpha_harm
     first_better, first_harmful = first_true(better), first_true(harmful)
     end = np.minimum(np.minimum(first_better, first_harmful), len(stage_of_pair) - 1)
     return Outcomes(
@@ -132,13 +132,13 @@ def draw_differences(
     return drawn
 
 
-def wealth_paths(differences: Floats, null: float) -> Floats:
+def wealth_paths(differences: Floats, null: float, sizes: Floats) -> Floats:
     """Return the wealth after each pair, for each run: the paths that `hone.stats.Bets` walks in logs."""
     total = np.zeros(differences.shape)
     with np.errstate(over="ignore", under="ignore"):  # infinite wealth refutes the null as well as any
-        for size in LAMBDAS:
+        for size in sizes:
             total += np.cumprod(1.0 + size * (differences - null) / (1 + abs(null)), axis=1)
-    wealth: Floats = total / len(LAMBDAS)
+    wealth: Floats = total / len(sizes)
     return wealth
 
 

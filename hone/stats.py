@@ -17,6 +17,11 @@ Floats = NDArray[np.float64]
 
 LAMBDAS: Floats = np.geomspace(0.01, 0.5, 13)
 """Sizes of the bets; the wealth is the mean over them, so none has to be chosen beforehand."""
+LAMBDAS_BETTER: Floats = np.geomspace(0.015, 0.25, 7)
+"""For a proof that a canary is better. Fewer sizes share the stake; larger ones would find lifts of 20 points sooner,
+yet no promotion happens in so few users, and they are what a much worse canary gets promoted by."""
+LAMBDAS_WORSE: Floats = np.geomspace(0.02, 0.5, 9)
+"""For a proof of harm: large harm must be found within tens of users."""
 EFFECT_GRID: Floats = np.linspace(-1.0, 1.0, 81)
 """Effects that the confidence sequence tests, 2.5 points apart."""
 CHUNK = 256
@@ -30,14 +35,15 @@ class Bets:
     """Log wealth against `E[X] <= null`, for each null (rows) and each bet size (columns), after `num` values."""
 
     nulls: Floats
+    sizes: Floats
     log_by_size: Floats
     num: int = 0
 
     @classmethod
-    def against(cls, nulls: ArrayLike) -> Self:
-        """Return the state before the first value: wealth 1."""
+    def against(cls, nulls: ArrayLike, sizes: Floats = LAMBDAS) -> Self:
+        """Return the state before the first value: wealth 1. `sizes` of the bets lie in (0, 1)."""
         array = np.atleast_1d(np.asarray(nulls, dtype=np.float64))
-        return cls(array, np.zeros((len(array), len(LAMBDAS))))
+        return cls(array, sizes, np.zeros((len(array), len(sizes))))
 
     def bet(self, values: ArrayLike) -> "Bets":
         """Return the state after `values`, each in [-1, 1], in this order.
@@ -54,9 +60,9 @@ class Bets:
         logs = self.log_by_size
         for part in np.split(x, range(CHUNK, len(x), CHUNK)):
             edge = (part[:, None] - self.nulls) / (1.0 + np.abs(self.nulls))
-            gains = np.log1p(edge[:, :, None] * LAMBDAS)
+            gains = np.log1p(edge[:, :, None] * self.sizes)
             logs = np.cumsum(np.concatenate([logs[None], gains]), axis=0)[-1]
-        return Bets(self.nulls, logs, self.num + len(x))
+        return Bets(self.nulls, self.sizes, logs, self.num + len(x))
 
     def log_wealth(self) -> Floats:
         """Return the log of the mean wealth over bet sizes, one for each null."""

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -25,7 +26,7 @@ from hone import metrics
 from hone.errors import Conflict, Fenced, Retryable
 from hone.health import Pulse, serve_health
 from hone.records import TrafficPlan
-from hone.rollout import FINAL, Phase, Policy, Transition, parse_policy
+from hone.rollout import FINAL, Phase, Policy, Transition
 from hone.settings import Settings
 from hone.store.engine import make_engine, make_sessions
 from hone.store.faults import Fault, fault_of
@@ -39,12 +40,15 @@ from hone.store.rollouts import (
     lock_rollout,
     mark_applied,
     model_directories,
+    policy_of,
     save_evidence,
+    start_watch,
     transition,
 )
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import RolloutRow
-from serving.rollout import Evidence, Rollout, decide, intended_plan
+from serving.rollout import decide, intended_plan
+from serving.rollout_evidence import Evidence, Rollout
 from serving.rollout_metrics import announce, show_no_rollout, show_rollout
 from serving.tally import (
     Tally,
@@ -121,8 +125,8 @@ class Controller:
         """
         if not self.hold_lease(now):
             return False
-        for _ in range(MAX_STEPS):
-            desired = self.judge(self.backend.observe(), now)
+        for step in range(MAX_STEPS):
+            desired = self.judge(self.backend.observe(), now, first=step == 0)
             self.carry_out(desired)
             if not desired.again:
                 break
@@ -146,13 +150,16 @@ class Controller:
                 release_lease(session, self.lease, now=now)
             self.lease = None
 
-    def judge(self, observed: ObservedTraffic, now: datetime) -> Desired:
-        """In one transaction: close units, weigh the evidence, write the transition if one follows."""
+    def judge(self, observed: ObservedTraffic, now: datetime, *, first: bool = True) -> Desired:
+        """In one transaction: close units, weigh the evidence, write the transition if one follows.
+
+        Only the first judgement of a look counts a router that left its plan: later ones see what this look just sent.
+        """
         assert self.lease is not None
         with self.sessions.begin() as session:
             require_lease(session, self.lease)
             row = live_rollout(session)
-            look = None if row is None else self.advance(session, row, observed, now)
+            look = None if row is None else self.advance(session, row, observed, now, first)
             desired = self.desire(session, observed, look is not None and look.change is not None, now)
         if look is None:
             show_no_rollout()
@@ -163,12 +170,12 @@ class Controller:
                 announce(look.before, look.change)
         return desired
 
-    def advance(self, session: Session, row: RolloutRow, observed: ObservedTraffic, now: datetime) -> Look:
-        """Make the transition that the evidence asks for."""
+    def advance(self, session: Session, row: RolloutRow, observed: ObservedTraffic, now: datetime, first: bool) -> Look:
+        """Make the transition that the evidence asks for; a promotion that ends starts its reverse watch."""
         row = lock_rollout(session, row.rollout_id)
-        before, policy = as_rollout(row), parse_policy(row.policy)
+        before, policy = as_rollout(row), policy_of(row)
         tally = self.tally(session, row, policy, now)
-        evidence, shown = self.weigh(session, row, tally, policy, observed, now)
+        evidence, shown = self.weigh(session, row, tally, policy, observed, now, first)
         change = decide(before, evidence, policy, now)
         if evidence.in_force and row.applied_epoch < row.epoch:
             mark_applied(session, row.rollout_id, epoch=row.epoch, now=now)
@@ -180,6 +187,8 @@ class Controller:
             )
             if change.phase in FINAL:  # its plan is what was just seen
                 mark_applied(session, row.rollout_id, epoch=after, now=now)
+            if change.phase is Phase.PROMOTED and policy.bake_s > 0:
+                start_watch(session, row, ACTOR, now)
         return Look(before, tally, shown, change)
 
     def tally(self, session: Session, row: RolloutRow, policy: Policy, now: datetime) -> Tally:
@@ -197,6 +206,7 @@ class Controller:
         policy: Policy,
         observed: ObservedTraffic,
         now: datetime,
+        first: bool,
     ) -> tuple[Evidence, dict[str, Any]]:
         """Return the evidence for the verdict, and the same for people."""
         counts = count_assignments(session, row.rollout_id)
@@ -206,6 +216,9 @@ class Controller:
         ready = row.canary_version in observed.models
         since = None if ready else row.evidence.get("unready_since") or now.isoformat()
         plan = self.plan(session, row, now)
+        strayed = plan is not None and any(view.reachable and not follows(view, plan) for view in observed.routers)
+        drift = count_drift(row, strayed, first)
+        rated_at = max(row.stage_started_at, tally.last_rated_at or row.stage_started_at)
         evidence = Evidence(
             num_pairs=tally.up.num,
             log_up=shown["log_wealth_up"],
@@ -222,8 +235,12 @@ class Controller:
             held=self.is_held(session),
             broken_glass=row.rollout_id in observed.broken_glass,
             stable_moved=alias is None or alias.model_version != compared,
+            guards=shown["guards"],
+            approved=row.approved_at is not None,
+            drift_looks=drift,
+            silent_s=(now - rated_at).total_seconds(),
         )
-        return evidence, shown | {"unready_since": since}
+        return evidence, shown | {"unready_since": since, "drift": [row.epoch, drift]}
 
     def is_held(self, session: Session) -> bool:
         """Return whether nothing may move forward: the platform is frozen, or only observes."""
@@ -254,6 +271,7 @@ class Controller:
             held=self.is_held(session),
             fence=fence_of(self.lease, count_transitions(session)),
             expires_at=now + timedelta(seconds=self.settings.rollout.plan_ttl_s),
+            reverse=row is not None and row.watches is not None,
         )
 
     def desire(self, session: Session, observed: ObservedTraffic, moved: bool, now: datetime) -> Desired:
@@ -294,9 +312,19 @@ def as_rollout(row: RolloutRow) -> Rollout:
         weight=row.weight,
         epoch=row.epoch,
         reason=row.reason,
-        created_at=row.created_at,
+        created_at=row.approved_at or row.created_at,
         stage_started_at=row.stage_started_at,
     )
+
+
+def count_drift(row: RolloutRow, strayed: bool, first: bool) -> int:
+    """Return in how many looks in a row a router that answers was on another plan than this epoch's, sent before."""
+    epoch, looks = row.evidence.get("drift", (row.epoch, 0))
+    if epoch != row.epoch:
+        looks = 0
+    if not first:
+        return int(looks)
+    return int(looks) + 1 if strayed and epoch == row.epoch and "drift" in row.evidence else 0
 
 
 def follows(view: RouterView, plan: TrafficPlan) -> bool:
@@ -304,14 +332,7 @@ def follows(view: RouterView, plan: TrafficPlan) -> bool:
     seen = view.plan
     if seen is None or view.expired:
         return False
-    return (seen.stable, seen.canary, seen.canary_weight, seen.shadow, seen.rollout_id, seen.stage) == (
-        plan.stable,
-        plan.canary,
-        plan.canary_weight,
-        plan.shadow,
-        plan.rollout_id,
-        plan.stage,
-    )
+    return msgspec.structs.replace(seen, fence=plan.fence, expires_at=plan.expires_at) == plan
 
 
 def run(settings: Settings, metrics_port: int | None = None, metrics_host: str = "127.0.0.1") -> int:

@@ -1,57 +1,14 @@
 """The verdicts of a rollout: `decide` turns evidence into a transition. Pure: no clock, no input or output."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 import msgspec
 
 from hone.records import Track, TrafficPlan
-from hone.rollout import FINAL, ArmHealth, Phase, Policy, Transition
-from hone.stats import wilson_interval
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """A rollout as it stands; `stage_started_at` is when its last transition was made."""
-
-    rollout_id: UUID
-    phase: Phase
-    stage: int
-    weight: float
-    epoch: int
-    reason: str
-    "Of the last transition."
-    created_at: datetime
-    stage_started_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """All that a verdict rests on."""
-
-    num_pairs: int
-    log_up: float
-    log_down: float
-    canary_users: tuple[int, ...]
-    "Rated canary users by stage."
-    sample_ratio_log_e: float
-    propensity_log_e: float
-    health: Mapping[str, ArmHealth]
-    ready: bool
-    "The canary (while promoting: the new stable) is loaded."
-    unready_s: float
-    in_force: bool
-    "Every router was seen to follow the plan of this epoch."
-    withdrawn: bool
-    "No router can send this canary traffic any more."
-    held: bool = False
-    "Frozen, or observe-only: nothing moves forward."
-    broken_glass: bool = False
-    stable_moved: bool = False
-    "`stable` is no longer the version that the rollout compares with."
+from hone.rollout import AUTOMATIC_PAUSES, FINAL, ArmHealth, Phase, Policy, Transition
+from serving.rollout_checks import danger, regret
+from serving.rollout_evidence import Evidence, Rollout, age_s, e_value, seconds_in_phase
 
 
 def decide(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) -> Transition | None:
@@ -64,31 +21,36 @@ def decide(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) 
         return None
     if rollout.phase is Phase.ROLLING_BACK:
         return finish(rollout, Phase.ROLLED_BACK) if evidence.withdrawn else None
+    if policy.reverse and rollout.phase is not Phase.PROMOTING and (reason := regret(evidence, policy)):
+        return Transition(Phase.PROMOTING, rollout.stage, 0.0, reason)
     if reason := danger(rollout, evidence, policy, now):
         return Transition(Phase.ROLLING_BACK, rollout.stage, 0.0, reason)
     if rollout.phase is Phase.PROMOTING:
-        done = evidence.in_force and evidence.ready and seconds_in_phase(rollout, now) >= policy.bake_s
-        return finish(rollout, Phase.PROMOTED) if done else None
-    if rollout.phase is Phase.PAUSED or evidence.held:
+        return finish(rollout, Phase.PROMOTED) if evidence.in_force and evidence.ready else None
+    if rollout.phase is Phase.PAUSED:
+        return give_up(rollout, evidence, policy, now)
+    if evidence.held:
         return None
     if rollout.phase is Phase.CREATED:
-        return begin(policy) if evidence.ready else None
+        return begin(policy) if evidence.ready and (evidence.approved or not policy.approval) else None
     return forward(rollout, evidence, policy, now)
+
+
+def give_up(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) -> Transition | None:
+    """Return the end of a rollout at its horizon in time that paused by itself; one that a person paused waits."""
+    if rollout.reason.split(":")[0] not in AUTOMATIC_PAUSES or age_s(rollout, now) < policy.horizon_s:
+        return None
+    return undecided(rollout, evidence, policy, now)
 
 
 def forward(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) -> Transition | None:
     """Return the promotion, the end at the horizon, or the next stage of a rollout in shadow or canary."""
-    if reason := proof(rollout, evidence, policy):
+    if not policy.reverse and (reason := proof(rollout, evidence, policy)):
         return Transition(Phase.PROMOTING, rollout.stage, 0.0, reason)
-    age_s = (now - rollout.created_at).total_seconds()
-    if evidence.num_pairs >= policy.horizon_pairs or age_s >= policy.horizon_s:
-        return Transition(
-            Phase.ROLLING_BACK,
-            rollout.stage,
-            0.0,
-            f"inconclusive: e-value {e_value(evidence.log_up)} of {1 / policy.alpha:.0f} "
-            f"after {evidence.num_pairs} pairs and {age_s:.0f} s",
-        )
+    if evidence.num_pairs >= policy.horizon_pairs or age_s(rollout, now) >= policy.horizon_s:
+        return undecided(rollout, evidence, policy, now)
+    if reason := pause(rollout, evidence, policy):
+        return Transition(Phase.PAUSED, rollout.stage, rollout.weight, reason)
     if not (evidence.ready and evidence.in_force):
         return None
     if rollout.phase is Phase.SHADOW:
@@ -96,6 +58,23 @@ def forward(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime)
         seen = shadow.num >= policy.min_shadow_responses
         return begin_canary(policy) if seen and seconds_in_phase(rollout, now) >= policy.shadow_s else None
     return next_stage(rollout, evidence, policy, now)
+
+
+def undecided(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) -> Transition:
+    """Return the end at the horizon: nothing was proven. For a reverse watch that is the good end."""
+    found = f"e-value {e_value(evidence.log_up)} of {1 / policy.alpha:.0f}"
+    after = f"after {evidence.num_pairs} pairs and {age_s(rollout, now):.0f} s"
+    words = "baked: no proof that the new model is worse" if policy.reverse else "inconclusive"
+    return Transition(Phase.ROLLING_BACK, rollout.stage, 0.0, f"{words}: {found} {after}")
+
+
+def pause(rollout: Rollout, evidence: Evidence, policy: Policy) -> str | None:
+    """Return why the weight must not move before a person has looked, or None."""
+    if evidence.drift_looks > policy.max_drift_looks:
+        return f"drift: a router left its plan and did not come back in {evidence.drift_looks} looks"
+    if rollout.phase is Phase.CANARY and evidence.silent_s > policy.stale_s:
+        return f"stale: no rated user for {evidence.silent_s:.0f} s, does feedback arrive?"
+    return None
 
 
 def begin(policy: Policy) -> Transition:
@@ -130,65 +109,11 @@ def proof(rollout: Rollout, evidence: Evidence, policy: Policy) -> str | None:
     sound = evidence.ready and evidence.in_force and evidence.propensity_log_e < -math.log(policy.alpha_check)
     if not sound or users < policy.min_canary_users or evidence.log_up < -math.log(policy.alpha):
         return None
-    found = f"{evidence.num_pairs} pairs, {users} canary users"
-    return f"better: e-value {e_value(evidence.log_up)} of {1 / policy.alpha:.0f}, {found}"
-
-
-def e_value(log_e: float) -> str:
-    """Return evidence as people read it; 20 is the line at alpha 0.05."""
-    return f"{math.exp(min(log_e, 700.0)):.3g}"
-
-
-def danger(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) -> str | None:
-    """Return why the canary must leave traffic now, or None. The first word is stable; metrics count it."""
-    if evidence.broken_glass:
-        return "break_glass: an operator stopped it at a router"
-    if evidence.stable_moved:
-        return "stable_moved: the version that it is compared with is no longer served"
-    if reason := unready(rollout, evidence, policy, now):
-        return reason
-    if rollout.phase in (Phase.CREATED, Phase.PROMOTING):
-        return None
-    if evidence.log_down >= -math.log(policy.alpha_harm):
-        return f"harm: e-value {e_value(evidence.log_down)} of {1 / policy.alpha_harm:.0f}, {evidence.num_pairs} pairs"
-    if evidence.sample_ratio_log_e >= -math.log(policy.alpha_check):
-        return f"sample_ratio: arms do not have their intended shares (e-value {e_value(evidence.sample_ratio_log_e)})"
-    return failing(evidence, policy) or slow(evidence, policy)
-
-
-def unready(rollout: Rollout, evidence: Evidence, policy: Policy, now: datetime) -> str | None:
-    """Return that the canary did not load in time, or has been away for too long."""
-    limits = policy.guardrails
-    if evidence.ready:
-        return None
-    if rollout.phase is Phase.CREATED:
-        waited = seconds_in_phase(rollout, now)
-        return f"not_ready: not loaded after {waited:.0f} s" if waited > limits.ready_timeout_s else None
-    return f"not_ready: away for {evidence.unready_s:.0f} s" if evidence.unready_s > limits.max_unready_s else None
-
-
-def failing(evidence: Evidence, policy: Policy) -> str | None:
-    """Return that the canary fails more often than stable, beyond chance and the allowed excess."""
-    canary = evidence.health.get(Track.CANARY, ArmHealth())
-    stable = evidence.health.get(Track.STABLE, ArmHealth())
-    if canary.num_failed < policy.guardrails.min_failed:
-        return None
-    low, _ = wilson_interval(canary.num_failed, canary.num, z=3.0)
-    allowed = stable.num_failed / max(stable.num, 1) + policy.guardrails.max_error_excess
-    return f"errors: {canary.num_failed} of {canary.num} canary answers failed" if low > allowed else None
-
-
-def slow(evidence: Evidence, policy: Policy) -> str | None:
-    """Return that the canary's slow answers are far slower than stable's."""
-    limits = policy.guardrails
-    canary = evidence.health.get(Track.CANARY, ArmHealth())
-    stable = evidence.health.get(Track.STABLE, ArmHealth())
-    if min(canary.num, stable.num) < limits.min_responses or not (canary.p95_latency_ms and stable.p95_latency_ms):
-        return None
-    allowed = stable.p95_latency_ms * limits.max_latency_ratio + limits.latency_slack_ms
-    if canary.p95_latency_ms <= allowed:
-        return None
-    return f"latency: p95 {canary.p95_latency_ms:.0f} ms, at most {allowed:.0f} ms allowed"
+    found = f"e-value {e_value(evidence.log_up)} of {1 / policy.alpha:.0f}"
+    users_seen = f"{evidence.num_pairs} pairs, {users} canary users"
+    if policy.non_inferiority > 0:
+        return f"not_worse: by less than {policy.non_inferiority:g}: {found}, {users_seen}"
+    return f"better: {found}, {users_seen}"
 
 
 def finish(rollout: Rollout, phase: Phase) -> Transition:
@@ -197,7 +122,14 @@ def finish(rollout: Rollout, phase: Phase) -> Transition:
 
 
 def intended_plan(
-    rollout: Rollout | None, *, canary: str | None, stable: str, held: bool, fence: int, expires_at: datetime
+    rollout: Rollout | None,
+    *,
+    canary: str | None,
+    stable: str,
+    held: bool,
+    fence: int,
+    expires_at: datetime,
+    reverse: bool = False,
 ) -> TrafficPlan:
     """Return the plan that follows from the stored state alone; `held` (frozen, observe-only) takes the canary out."""
     bare = TrafficPlan(fence=fence, stable=stable, expires_at=expires_at)
@@ -210,11 +142,7 @@ def intended_plan(
         canary=canary,
         canary_weight=rollout.weight,
         shadow=rollout.phase is Phase.SHADOW,
+        reverse=reverse,
         rollout_id=rollout.rollout_id,
         stage=rollout.stage,
     )
-
-
-def seconds_in_phase(rollout: Rollout, now: datetime) -> float:
-    """Return how long ago the last transition was."""
-    return (now - rollout.stage_started_at).total_seconds()

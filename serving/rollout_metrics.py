@@ -6,7 +6,7 @@ from typing import Any
 
 from hone import metrics
 from hone.rollout import Phase, Transition
-from serving.rollout import Rollout
+from serving.rollout_evidence import Rollout
 from serving.traffic.backend import ObservedTraffic
 
 logger = logging.getLogger(__name__)

@@ -63,8 +63,11 @@ def route(
     """Return the decision for one request.
 
     A user whom the canary answers keeps it while the weight grows. A plan past its time, and a rollout whose glass
-    was broken, serve stable only and outside of any rollout. `again` is set for the first regenerate of a turn.
+    was broken, serve stable only and outside of any rollout; where the canary is the former stable model, broken glass
+    goes back to it. `again` is set for the first regenerate of a turn.
     """
+    if plan.reverse and plan.canary is not None and plan.rollout_id in broken:
+        return Decision(Track.STABLE, plan.canary)
     if plan.rollout_id is None or plan.canary is None or plan.rollout_id in broken or plan.expires_at <= now:
         return Decision(Track.STABLE, plan.stable)
     track = Track.CANARY if bucket(key, plan.rollout_id, user) < plan.canary_weight else Track.STABLE

@@ -8,11 +8,12 @@ at once or in parts gives the same bits. Raw outcomes are never pooled across st
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from hone.records import Track
-from hone.rollout import ArmCounts, Policy, Unit
-from hone.stats import Bets, EffectBets, log_mean_of_two, sample_ratio_log_e
+from hone.rollout import ArmCounts, Guard, Policy, Unit
+from hone.stats import LAMBDAS_BETTER, LAMBDAS_WORSE, Bets, EffectBets, log_mean_of_two, sample_ratio_log_e
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,19 @@ class ArmTally:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class GuardTally:
+    """What one guarded measure says; `bets` are against "it moved for the worse by at most the margin"."""
+
+    guard: Guard
+    queues: Queues
+    bets: Bets
+
+    def log_e(self) -> float:
+        """Return the log e-value against a model that is within the margin."""
+        return float(self.bets.log_wealth()[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tally:
     """What the units up to `position` say."""
 
@@ -43,27 +57,39 @@ class Tally:
     up: Bets
     "Against: the canary is not better by more than -non_inferiority."
     down: Bets
-    "Against: the canary is not worse."
+    "Against: the canary is not worse by more than non_inferiority."
     effect: EffectBets
     votes_up: Bets
     votes_down: Bets
     total_difference: float
+    guards: tuple[GuardTally, ...]
+    last_rated_at: datetime | None
+    "When the newest unit with an outcome was closed."
     arms: Mapping[tuple[int, Track], ArmTally]
 
 
 def start_tally(policy: Policy) -> Tally:
-    """Return the tally of no units."""
-    gap = policy.max_propensity_gap
+    """Return the tally of no units.
+
+    A reverse watch bets that the former model, its canary, is better by more than the margin that the promotion was
+    allowed: up and down then have the same null.
+    """
+    gap, margin = policy.max_propensity_gap, policy.non_inferiority
     return Tally(
         position=0,
         goal_queues=Queues(),
         vote_queues=Queues(),
-        up=Bets.against(-policy.non_inferiority),
-        down=Bets.against(0.0),
+        up=Bets.against(margin if policy.reverse else -margin, LAMBDAS_BETTER),
+        down=Bets.against(margin, LAMBDAS_WORSE),
         effect=EffectBets.start(),
         votes_up=Bets.against(gap),
         votes_down=Bets.against(gap),
         total_difference=0.0,
+        guards=tuple(
+            GuardTally(guard, Queues(), Bets.against(guard.margin, LAMBDAS_WORSE))
+            for guard in policy.guardrails.metrics
+        ),
+        last_rated_at=None,
         arms={},
     )
 
@@ -86,8 +112,19 @@ def fold(tally: Tally, units: Sequence[Unit], policy: Policy) -> Tally:
         votes_up=tally.votes_up.bet(votes),
         votes_down=tally.votes_down.bet(against),
         total_difference=sum(differences, start=tally.total_difference),
+        guards=tuple(watch_measure(guard, units, policy) for guard in tally.guards),
+        last_rated_at=rated[-1][0].closed_at if rated else tally.last_rated_at,
         arms=count_arms(tally.arms, units),
     )
+
+
+def watch_measure(tally: GuardTally, units: Sequence[Unit], policy: Policy) -> GuardTally:
+    """Return what the measure says after `units`; of a reverse watch the new model is the stable arm."""
+    name = tally.guard.metric
+    known = [(unit, unit.measures[name]) for unit in units if name in unit.measures]
+    queues, differences = pair(tally.queues, known, policy)
+    sign = -tally.guard.sign if policy.reverse else tally.guard.sign
+    return GuardTally(tally.guard, queues, tally.bets.bet([sign * d for d in differences]))
 
 
 def pair(queues: Queues, values: Iterable[tuple[Unit, float]], policy: Policy) -> tuple[Queues, list[float]]:
@@ -158,6 +195,7 @@ def describe(tally: Tally, counts: Sequence[ArmCounts], policy: Policy) -> dict[
         "propensity_log_e": propensity_log_e(tally),
         "arms": {track: describe_arm(tally, counts, track) for track in (Track.CANARY, Track.STABLE)},
         "canary_users_by_stage": list(canary_users(tally, policy)),
+        "guards": {guard.guard.complaint: guard.log_e() for guard in tally.guards},
     }
 
 

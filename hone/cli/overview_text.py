@@ -90,6 +90,11 @@ def place_text(rollout: Facts, now: datetime) -> str:
     """Say which model meets how much traffic, and since when."""
     age = duration((now - rollout["stage_started_at"]).total_seconds())
     force = "" if rollout["in_force"] else " (not yet in force everywhere)"
+    if rollout.get("watches"):
+        share = f"keeps {rollout['weight']:.0%} to watch its successor"
+        return f"{rollout['canary']} {share}, {rollout['phase']} for {age}{force}"
+    if rollout.get("waits_for_approval"):
+        return f"{rollout['canary']} waits for a person for {age}: `hone rollout approve --reason …`"
     stage = f"stage {rollout['stage'] + 1} of {rollout['num_stages']}"
     return f"{rollout['canary']} {rollout['phase']} at {rollout['weight']:.0%}, {stage} for {age}{force}"
 

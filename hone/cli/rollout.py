@@ -1,4 +1,4 @@
-"""Commands of live traffic: rollout plan, start, list, status, pause, resume, promote, rollback."""
+"""Commands of live traffic: rollout plan, start, approve, list, ledger, status, pause, resume, promote, rollback."""
 
 import time
 from dataclasses import asdict
@@ -24,12 +24,13 @@ from hone.cli.context import (
 from hone.cli.output import duration, show_json, table, working
 from hone.cli.overview_text import evidence_text, place_text
 from hone.errors import ConfigError, Conflict
-from hone.rollout import FINAL, Action, Policy, parse_policy
+from hone.rollout import FINAL, Action, Ledger, Policy, parse_policy
 from hone.rollout_plan import days_to_decide
 from hone.settings import Settings, read_toml
 from hone.store.audit import append_audit
 from hone.store.models import stable_model
 from hone.store.overview import describe_rollout, goal_traffic
+from hone.store.rollout_ledger import list_entries, next_entry
 from hone.store.rollouts import (
     create_rollout,
     get_rollout,
@@ -49,7 +50,7 @@ rollout_argument = click.argument("rollout_id", required=False)
 
 @click.group()
 def rollout() -> None:
-    """Rollouts: plan, start, list, status, pause, resume, promote, rollback."""
+    """Rollouts: plan, start, approve, list, ledger, status, pause, resume, promote, rollback."""
 
 
 @rollout.command()
@@ -143,6 +144,45 @@ def list_(limit: int, as_json: bool) -> None:
 
 
 @rollout.command()
+@click.option("--policy", type=click.Path(path_type=Path), help="Default: [rollout] policy.")
+@limit_option
+@json_option
+def ledger(policy: Path | None, limit: int, as_json: bool) -> None:
+    """Show what each rollout may risk to promote wrongly, and what the next one will get."""
+    settings, now = current_settings(), utc_now()
+    rules = parse_policy(read_toml(policy or settings.rollout.policy))
+    with transaction(settings) as session:
+        following, entries = next_entry(session, rules, now), list_entries(session, limit=limit)
+    if as_json:
+        return show_json({"next": asdict(following), "entries": entries})
+    click.echo(f"{LEDGERS[rules.ledger].format(budget=rules.alpha)}\n")
+    table([ledger_row(entry) for entry in entries], False, "no rollout yet")
+    need = f"promoted at an e-value of {1 / following.alpha:.0f}"
+    click.echo(f"\nthe next one is number {following.number}: alpha {following.alpha:.2g}, {need}")
+
+
+LEDGERS = {
+    Ledger.E_LOND: "e-LOND: of all promotions by the test an expected share of at most {budget:.0%} is wrong",
+    Ledger.MONTHLY: "monthly: the chance of any wrong promotion in a month is at most {budget:.0%}",
+    Ledger.FIXED: "fixed: each rollout promotes wrongly with a chance of at most {budget:.0%}, however many there are",
+}
+
+
+def ledger_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry in words."""
+    return {
+        "number": entry["number"],
+        "canary": entry["canary"],
+        "started": entry["created_at"],
+        "alpha": f"{entry['alpha']:.2g}",
+        "needs": f"{1 / entry['alpha']:.0f}",
+        "e_value": entry["e_value"],
+        "phase": entry["phase"],
+        "proven": entry["proven"],
+    }
+
+
+@rollout.command()
 @rollout_argument
 @click.option("--watch", is_flag=True, help="Look again every two seconds, until the rollout has ended.")
 @json_option
@@ -210,6 +250,15 @@ def find(session: Session, rollout_id: str | None) -> UUID:
 @rollout_argument
 @reason_option
 @actor_option
+def approve(rollout_id: str | None, reason: str, actor: str) -> None:
+    """Let a rollout meet traffic whose policy asks for a person's approval."""
+    act(rollout_id, Action.APPROVE, actor, reason)
+
+
+@rollout.command()
+@rollout_argument
+@reason_option
+@actor_option
 def pause(rollout_id: str | None, reason: str, actor: str) -> None:
     """Hold the canary's weight; only safety moves it, downwards."""
     act(rollout_id, Action.PAUSE, actor, reason)
@@ -229,7 +278,7 @@ def resume(rollout_id: str | None, reason: str, actor: str) -> None:
 @reason_option
 @actor_option
 def promote(rollout_id: str | None, reason: str, actor: str) -> None:
-    """Make the canary stable now, without waiting for the test."""
+    """Make the canary stable now, without waiting for the test; in a reverse watch, keep the new model."""
     act(rollout_id, Action.PROMOTE, actor, reason)
 
 
@@ -239,7 +288,7 @@ def promote(rollout_id: str | None, reason: str, actor: str) -> None:
 @reason_option
 @actor_option
 def rollback(rollout_id: str | None, glass: bool, reason: str, actor: str) -> None:
-    """Take the canary out of traffic.
+    """Take the canary out of traffic; in a reverse watch, go back to the former model.
 
     With --break-glass the order goes over HTTP to every router (HONE_ROUTER_URLS, else HONE_GATEWAY_URL), wins over
     every plan and is remembered there for ever; the database hears of it from the controller. It needs HONE_ADMIN_KEY.

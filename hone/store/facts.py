@@ -6,9 +6,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.orm import Session
 
+from hone.rollout import Phase
 from hone.store.models import STABLE
 from hone.store.rollouts import live_rollout
 from hone.store.switches import FREEZE
@@ -53,6 +54,14 @@ class Facts:
     "Those that nobody replayed."
 
 
+# A watch that brings the former model back rolls a promotion back; one that ends otherwise is no news.
+OUTCOME = case(
+    (RolloutRow.watches.is_(None), RolloutRow.phase),
+    (RolloutRow.phase == Phase.PROMOTED, Phase.ROLLED_BACK.value),
+    else_="watch",
+)
+
+
 def read_facts(session: Session) -> Facts:
     """Return the present state."""
     newest = session.execute(
@@ -64,7 +73,7 @@ def read_facts(session: Session) -> Facts:
     return Facts(
         requests=groups(session, request.status, request.created_at, request.finished_at),
         runs=groups(session, run.status, run.started_at, run.finished_at),
-        rollouts=groups(session, rollout.phase, rollout.created_at, rollout.ended_at),
+        rollouts=groups(session, OUTCOME, rollout.created_at, rollout.ended_at),
         verdicts=count_verdicts(session),
         newest_verdicts=verdicts_of(session, newest.model_version) if newest else {},
         judged_at=newest.created_at if newest else None,

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from hone.rollout import Phase
 from hone.settings import Settings
 from hone.store.dead_letters import count_dead_letters
 from hone.store.models import STABLE, get_alias
@@ -120,6 +121,8 @@ def describe_rollout(row: RolloutRow | None) -> Facts | None:
         "rollout_id": row.rollout_id,
         "canary": row.canary_version,
         "stable": row.stable_version,
+        "watches": row.watches,
+        "waits_for_approval": row.phase == Phase.CREATED and row.policy["approval"] and row.approved_at is None,
         "phase": row.phase,
         "stage": row.stage,
         "num_stages": len(row.policy["stages"]),

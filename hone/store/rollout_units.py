@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from hone.ids import NOBODY
 from hone.rollout import ArmCounts, ArmHealth, Policy, Unit
+from hone.store.rollout_measures import closing_parts
 from hone.store.tables import RolloutOutcomeRow
 
 LATE_S = 3600
@@ -35,26 +36,14 @@ ORDER BY user_id, created_at, response_id
 ON CONFLICT (rollout_id, user_id) DO NOTHING
 """
 
-THUMBS = """
-SELECT (value + 1) / 2 AS value FROM feedback_state
-WHERE subject_id = a.response_id AND slot = 'thumbs' AND user_id = a.user_id AND signed AND value IN (-1, 1)
-"""
-
-OUTCOME = """
-SELECT value FROM feedback_state
-WHERE subject_id IN (a.response_id, r.conversation_id, a.user_id) AND slot = :goal
-  AND value BETWEEN 0 AND 1 AND occurred_at >= a.assigned_at
-ORDER BY occurred_at DESC, event_id DESC LIMIT 1
-"""
-
 CLOSE = """
-INSERT INTO rollout_outcome (rollout_id, user_id, position, track, stage, value, closed_at)
+INSERT INTO rollout_outcome (rollout_id, user_id, position, track, stage, value, measures, closed_at)
 SELECT a.rollout_id, a.user_id,
-       :last + row_number() OVER (ORDER BY a.assigned_at, a.user_id), a.track, a.stage, f.value,
+       :last + row_number() OVER (ORDER BY a.assigned_at, a.user_id), a.track, a.stage, goal.value, {measures},
        a.assigned_at + make_interval(secs => :window_s)
 FROM rollout_assignment a
 JOIN response r ON r.response_id = a.response_id AND NOT r.fallback
-LEFT JOIN LATERAL ({goal}) f ON true
+{joins}
 WHERE a.rollout_id = :rollout_id AND a.assigned_at <= :until - make_interval(secs => :window_s)
   AND NOT EXISTS (SELECT FROM rollout_outcome o WHERE o.rollout_id = a.rollout_id AND o.user_id = a.user_id)
 """
@@ -88,10 +77,8 @@ def close_units(session: Session, rollout_id: UUID, policy: Policy, *, since: da
         text("SELECT coalesce(max(position), 0) FROM rollout_outcome WHERE rollout_id = :id"), {"id": rollout_id}
     )
     values = {"rollout_id": rollout_id, "last": last, "until": until, "window_s": policy.outcome_window_s}
-    if policy.goal != "thumbs":
-        values["goal"] = policy.goal
-    statement = CLOSE.format(goal=THUMBS if policy.goal == "thumbs" else OUTCOME)
-    return count_changed(session, statement, values)
+    joins, measures, own = closing_parts(policy.goal, policy.guardrails)
+    return count_changed(session, CLOSE.format(joins=joins, measures=measures), values | own)
 
 
 def assign_users(session: Session, rollout_id: UUID, policy: Policy, *, since: datetime, until: datetime) -> int:
@@ -114,7 +101,7 @@ def count_changed(session: Session, statement: str, values: Mapping[str, Any]) -
 def list_units(session: Session, rollout_id: UUID, *, after: int = 0) -> list[Unit]:
     """Return the closed units with a position greater than `after`, in order."""
     row = RolloutOutcomeRow
-    query = select(row.position, row.track, row.stage, row.value, row.closed_at)
+    query = select(row.position, row.track, row.stage, row.value, row.closed_at, row.measures)
     query = query.where(row.rollout_id == rollout_id, row.position > after).order_by(row.position)
     return [Unit(*values) for values in session.execute(query)]
 

@@ -9,11 +9,12 @@ from uuid import UUID
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from hone.errors import Conflict
+from hone.errors import ConfigError, Conflict
 from hone.ids import uuid7
-from hone.rollout import FINAL, Action, Phase, Transition, asked, parse_policy
+from hone.rollout import FINAL, Action, Phase, Policy, Transition, asked, parse_policy, watch_policy
 from hone.store.audit import append_audit
 from hone.store.models import STABLE, get_alias, set_alias
+from hone.store.rollout_ledger import next_entry, write_entry
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import ModelVersionRow, RolloutRow, RolloutTransitionRow
 
@@ -33,16 +34,52 @@ def create_rollout(
 ) -> UUID:
     """Start the rollout of `canary_version` against `stable_version`; the controller takes it from there.
 
-    The policy is frozen in the row, with its hash. The caller owns the transaction.
+    The policy is frozen in the row, with its hash, and so is the level that its ledger gives to this rollout. The
+    caller owns the transaction.
 
     Raises:
-        ConfigError: the policy is not valid.
+        ConfigError: the policy is not valid, or that of a reverse watch, which nobody starts by hand.
         Conflict: another rollout is live, the platform is frozen, the canary did not pass its gates, or `stable` is
             another version.
     """
     rules = parse_policy(policy)
+    if rules.reverse:
+        raise ConfigError("reverse = true is for the watch that hone starts after a promotion: set bake_s instead")
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     refuse_start(session, canary_version, stable_version)
+    entry = next_entry(session, rules, now)
+    rollout_id = add_rollout(session, canary_version, stable_version, rules, entry.alpha, started_by, now)
+    write_entry(session, rollout_id, entry, now)
+    detail = {"canary": canary_version, "stable": stable_version, "policy_hash": rules.digest()}
+    detail |= {"ledger": entry.ledger, "number": str(entry.number), "alpha": f"{entry.alpha:.6g}"}
+    append_audit(session, started_by, "rollout.create", f"rollout:{rollout_id}", "", detail, now)
+    return rollout_id
+
+
+def start_watch(session: Session, promoted: RolloutRow, started_by: str, now: datetime) -> UUID:
+    """Start the reverse watch of a promotion: its canary is the model that was stable. The caller owns the transaction.
+
+    It takes part in no ledger: what it promotes was stable before.
+    """
+    rules = watch_policy(parse_policy(promoted.policy))
+    before, after = promoted.stable_version, promoted.canary_version
+    rollout_id = add_rollout(session, before, after, rules, rules.alpha, started_by, now, watches=promoted.rollout_id)
+    detail = {"canary": before, "stable": after, "watches": str(promoted.rollout_id)}
+    append_audit(session, started_by, "rollout.watch", f"rollout:{rollout_id}", "", detail, now)
+    return rollout_id
+
+
+def add_rollout(
+    session: Session,
+    canary_version: str,
+    stable_version: str,
+    rules: Policy,
+    alpha: float,
+    started_by: str,
+    now: datetime,
+    watches: UUID | None = None,
+) -> UUID:
+    """Write the row of a new rollout."""
     rollout_id = uuid7()
     session.add(
         RolloutRow(
@@ -51,7 +88,8 @@ def create_rollout(
             stable_version=stable_version,
             policy=rules.model_dump(mode="json"),
             policy_hash=rules.digest(),
-            alpha=rules.alpha,
+            alpha=alpha,
+            watches=watches,
             phase=Phase.CREATED,
             stage=0,
             weight=0.0,
@@ -65,9 +103,12 @@ def create_rollout(
         )
     )
     session.flush()
-    detail = {"canary": canary_version, "stable": stable_version, "policy_hash": rules.digest()}
-    append_audit(session, started_by, "rollout.create", f"rollout:{rollout_id}", "", detail, now)
     return rollout_id
+
+
+def policy_of(row: RolloutRow) -> Policy:
+    """Return the rollout's frozen policy, with the level that the ledger gave it in place of the whole budget."""
+    return parse_policy(row.policy).model_copy(update={"alpha": row.alpha})
 
 
 def refuse_start(session: Session, canary_version: str, stable_version: str) -> None:
@@ -201,12 +242,33 @@ def request_action(
     if not reason.strip():
         raise ValueError(f"{action} needs a reason: say why, it is kept in the audit log")
     row = lock_rollout(session, rollout_id)
-    if action is Action.PROMOTE and is_on(session, FREEZE):
+    if action is Action.APPROVE:
+        return approve(session, row, actor=actor, reason=reason, now=now)
+    reverse = row.watches is not None
+    if action is Action.PROMOTE and not reverse and is_on(session, FREEZE):
         raise Conflict("the platform is frozen: nothing is promoted before `hone unfreeze`")
-    change = replace(asked(action, Phase(row.phase), row.stage, row.weight), reason=f"operator: {reason}")
+    change = asked(action, Phase(row.phase), row.stage, row.weight, reverse=reverse)
+    change = replace(change, reason=f"operator: {reason}")
     epoch = transition(session, rollout_id, epoch=row.epoch, change=change, actor=actor, now=now)
     append_audit(session, actor, f"rollout.{action}", f"rollout:{rollout_id}", reason, {"epoch": epoch}, now)
     return epoch
+
+
+def approve(session: Session, row: RolloutRow, *, actor: str, reason: str, now: datetime) -> int:
+    """Let a rollout that waits for a person meet traffic, audited; return its epoch, which stays. The row is locked.
+
+    Raises:
+        Conflict: its policy asks for no approval, somebody gave it already, or it is not waiting any more.
+    """
+    asked(Action.APPROVE, Phase(row.phase), row.stage, row.weight)
+    if not row.policy["approval"]:
+        raise Conflict(f"rollout {row.rollout_id} needs no approval: its policy has approval = false")
+    if row.approved_at is not None:
+        raise Conflict(f"rollout {row.rollout_id} was approved by {row.approved_by} already: nothing is left to do")
+    row.approved_by, row.approved_at = actor, now
+    session.flush()
+    append_audit(session, actor, "rollout.approve", f"rollout:{row.rollout_id}", reason, {"epoch": row.epoch}, now)
+    return row.epoch
 
 
 def move_stable(

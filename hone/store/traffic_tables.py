@@ -10,6 +10,7 @@ from sqlalchemy import (
     Identity,
     Index,
     func,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -27,6 +28,11 @@ class RolloutRow(Base):
     policy: Mapped[dict[str, Any]]
     policy_hash: Mapped[str]
     alpha: Mapped[float]
+    "Its own level: what the ledger gave it when it started."
+    watches: Mapped[UUID | None] = mapped_column(ForeignKey("rollout.rollout_id"))
+    "The promotion that this rollout watches in reverse: its canary is the former stable model."
+    approved_by: Mapped[str | None]
+    approved_at: Mapped[datetime | None]
     phase: Mapped[str] = mapped_column(index=True)
     stage: Mapped[int]
     weight: Mapped[float]
@@ -40,6 +46,33 @@ class RolloutRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     stage_started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     ended_at: Mapped[datetime | None]
+
+
+class RolloutLedgerRow(Base):
+    """A rollout's place in the ledger of false promotions; never changed."""
+
+    __tablename__ = "rollout_ledger"
+
+    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.rollout_id"), primary_key=True)
+    ledger: Mapped[str]
+    number: Mapped[int]
+    "From 1; in a monthly ledger anew each month."
+    num_promoted: Mapped[int]
+    "Of those before it, proven by the test."
+    budget: Mapped[float]
+    alpha: Mapped[float]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ResponseScoreRow(Base):
+    """What a reward model says of an answer."""
+
+    __tablename__ = "response_score"
+
+    response_id: Mapped[UUID] = mapped_column(primary_key=True)
+    scorer: Mapped[str]
+    score: Mapped[float]
+    scored_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class RolloutAssignmentRow(Base):
@@ -67,6 +100,8 @@ class RolloutOutcomeRow(Base):
     track: Mapped[str]
     stage: Mapped[int]
     value: Mapped[float | None]
+    measures: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    "What guardrails watch of the first answer, each in [0, 1]."
     closed_at: Mapped[datetime]
 
     __table_args__ = (Index("rollout_outcome_rollout_id_position_key", "rollout_id", "position", unique=True),)

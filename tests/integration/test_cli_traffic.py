@@ -58,6 +58,27 @@ def test_a_promotion_by_hand_moves_stable(run: Run, sessions: Sessions) -> None:
     assert read(run("status", "--json"))["stable"]["model_version"] == "new"
 
 
+def test_the_ledger_shows_what_each_rollout_may_risk_and_a_person_approves(
+    run: Run, sessions: Sessions, tmp_path: Path
+) -> None:
+    with sessions.begin() as session:
+        add_models(session)
+    policy = tmp_path / "policy.toml"
+    policy.write_text("approval = true\n" + POLICY)
+    assert "number 1: alpha 0.025" in run("rollout", "ledger", "--policy", policy).stdout
+    run("rollout", "start", "new", "--policy", policy, "--reason", "try it")
+    assert "waits for a person" in run("status").stdout
+    run("rollout", "approve", "--reason", "the gates look right", "--actor", "ann")
+    assert "approved by ann already" in run("rollout", "approve", "--reason", "again", code=1).stderr
+    assert "waits for a person" not in run("rollout", "status").stdout
+    found = read(run("rollout", "ledger", "--policy", policy, "--json"))
+    assert [(entry["number"], entry["proven"]) for entry in found["entries"]] == [(1, False)]
+    assert found["next"]["number"] == 2
+    text = run("rollout", "ledger", "--policy", policy).stdout
+    assert "an expected share of at most 5% is wrong" in text
+    assert "promoted at an e-value of 120" in text
+
+
 def test_the_plan_of_a_rollout_comes_from_the_votes_that_are_stored(
     run: Run, sessions: Sessions, tmp_path: Path
 ) -> None:

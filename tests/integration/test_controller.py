@@ -1,175 +1,26 @@
 """The controller on real Postgres, real routers over HTTP and the real runtime; users are drawn by the real router."""
 
-import random
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
-from uuid import UUID, uuid5
+from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.orm import Session, sessionmaker
 
 from hone.errors import Fenced, Retryable
 from hone.records import TrafficPlan
 from hone.rollout import Phase, parse_policy
-from hone.settings import Settings
-from hone.store.engine import make_engine, make_sessions, migrate
-from hone.store.models import get_alias
 from hone.store.rollout_units import list_units
-from hone.store.rollouts import get_rollout, list_transitions, request_action
+from hone.store.rollouts import list_transitions, request_action
 from hone.store.switches import FREEZE, set_switch
-from hone.store.tables import ModelAliasRow, ModelVersionRow, RolloutRow
 from serving.controller import Controller
-from serving.router import Router
 from serving.tally import fold, start_tally
 from serving.traffic.local import LocalTraffic
-from tests.support.platform import KEY, Clock, make_router, router_app
-from tests.support.rollouts import POLICY, SPACE, START, add_answer, add_thumb, at, start_rollout
-from tests.support.web import serving
-
-PLAN_TTL_S = 60.0
-Sessions = sessionmaker[Session]
+from tests.support.rollout_world import PLAN_TTL_S, World, begin, better, same, worse
+from tests.support.rollouts import at
 
 
 class Crash(BaseException):
     """The process dies here."""
-
-
-class World:
-    """Two routers, a runtime, a database, a clock, and a crowd that votes by its arm."""
-
-    def __init__(self, sessions: Sessions, addresses: list[str], routers: list[Router], runtime: str, clock: Clock):
-        self.sessions, self.addresses, self.routers, self.runtime, self.clock = (
-            sessions,
-            addresses,
-            routers,
-            runtime,
-            clock,
-        )
-        self.users = 0
-        self.rng = random.Random(5)
-
-    @property
-    def second(self) -> float:
-        return (self.clock.now - START).total_seconds()
-
-    def wait(self, seconds: float) -> None:
-        self.clock.now += timedelta(seconds=seconds)
-
-    def backend(self, kind: type[LocalTraffic] = LocalTraffic) -> LocalTraffic:
-        return kind(self.addresses, self.runtime, KEY)
-
-    def controller(self, backend: LocalTraffic, **fields: Any) -> Controller:
-        values: dict[str, Any] = {"mode": "active", "rollout": {"interval_s": 1, "plan_ttl_s": PLAN_TTL_S}} | fields
-        return Controller(self.sessions, backend, Settings(**values))
-
-    def chat(self, number: int, *, likes: Callable[[str], float]) -> None:
-        """New users, each drawn by a router and rating once, over ten seconds."""
-        with self.sessions.begin() as session:
-            for offset in range(number):
-                self.users += 1
-                self.ask(session, f"user {self.users}", self.second + 10 * offset / number, likes)
-        self.wait(10)
-
-    def ask(self, session: Session, user: str, second: float, likes: Callable[[str], float]) -> None:
-        decision = self.routers[self.users % 2].decide(uuid5(SPACE, user), self.clock.now)
-        assert decision is not None
-        answer = add_answer(
-            session,
-            decision.rollout_id,
-            user,
-            second,
-            track=decision.track,
-            stage=decision.stage,
-            propensity=decision.propensity,
-        )
-        value = 1.0 if self.rng.random() < likes(decision.track) else -1.0
-        add_thumb(session, answer, user, value, second + 1)
-
-    def row(self) -> RolloutRow:
-        with self.sessions() as session:
-            (rollout_id,) = session.scalars(text("SELECT rollout_id FROM rollout")).all()
-            return get_rollout(session, rollout_id)
-
-    def stable(self) -> str:
-        with self.sessions() as session:
-            alias = get_alias(session, "stable")
-            assert alias is not None
-            return alias.model_version
-
-    def weights(self) -> list[float]:
-        return [router.weight(self.clock.now) for router in self.routers]
-
-    def run(
-        self, controller: Controller, likes: Callable[[str], float], *, looks: int = 40, users: int = 40
-    ) -> RolloutRow:
-        """Chat and look until the rollout has ended."""
-        for _ in range(40):
-            controller.look(self.clock.now)
-            if (row := self.row()).ended_at is not None:
-                return row
-            self.chat(40, likes=likes)
-        raise AssertionError(f"not ended: {self.row().phase}, {self.row().evidence}")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from tests.support.tiny_model import make_tiny_model
-
-    root = tmp_path_factory.mktemp("models")
-    return {name: make_tiny_model(root / name, seed=seed) for seed, name in enumerate(("old", "new"))}
-
-
-@pytest.fixture
-def runtime() -> Iterator[str]:
-    from serving.runtime.app import runtime_app
-
-    with serving(runtime_app({})) as url:
-        yield url
-
-
-@pytest.fixture
-def world(database_url: str, models: dict[str, Path], runtime: str, tmp_path: Path) -> Iterator[World]:
-    migrate(database_url)
-    engine = make_engine(database_url)
-    sessions = make_sessions(engine)
-    with sessions.begin() as session:
-        for version, directory in models.items():
-            session.add(
-                ModelVersionRow(model_version=version, digest=version, directory=str(directory), status="passed")
-            )
-        session.flush()
-        session.add(ModelAliasRow(alias="stable", model_version="old", generation=1))
-    clock = Clock(START)
-    routers = [make_router(tmp_path / name) for name in "ab"]
-    with serving(router_app(routers[0], clock)) as first, serving(router_app(routers[1], clock)) as second:
-        yield World(sessions, [first, second], routers, runtime, clock)
-    engine.dispose()
-
-
-@pytest.fixture
-def controller(world: World) -> Iterator[Controller]:
-    with world.backend() as backend:
-        yield world.controller(backend)
-
-
-def begin(world: World, **policy: Any) -> UUID:
-    with world.sessions.begin() as session:
-        return start_rollout(session, POLICY | policy, now=world.clock.now)
-
-
-def better(track: str) -> float:
-    return 0.95 if track == "canary" else 0.4
-
-
-def worse(track: str) -> float:
-    return 0.1 if track == "canary" else 0.8
-
-
-def same(track: str) -> float:
-    return 0.6
 
 
 def test_without_a_rollout_stable_is_loaded_and_every_plan_is_renewed(world: World, controller: Controller) -> None:

@@ -14,6 +14,7 @@ from hone.store.tables import FeedbackStateRow, ModelAliasRow, ModelVersionRow, 
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 SPACE = UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 POLICY: dict[str, Any] = {
+    "ledger": "fixed",
     "min_canary_users": 20,
     "promote_weight": 0.25,
     "horizon_pairs": 300,

@@ -8,7 +8,7 @@ import pytest
 
 from hone.rollout import Policy, parse_policy
 from hone.rollout_plan import days_to_decide, draw_differences, simulate, stages_of_pairs, wealth_paths
-from hone.stats import Bets, wilson_interval
+from hone.stats import LAMBDAS_BETTER, LAMBDAS_WORSE, Bets, wilson_interval
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -48,9 +48,9 @@ def test_the_simulated_paths_are_those_of_the_test_itself() -> None:
     demo = policy("rollout.demo.toml")
     stages = stages_of_pairs(demo)[:150]
     differences = draw_differences(demo, stages, 0.5, 0.6, 2, seed=16)
-    for null in (0.0, -0.02):
-        bets = [Bets.against(null).bet(row).log_wealth()[0] for row in differences]
-        assert np.log(wealth_paths(differences, null)[:, -1]) == pytest.approx(bets)
+    for null, sizes in ((0.0, LAMBDAS_BETTER), (-0.02, LAMBDAS_WORSE)):
+        bets = [Bets.against(null, sizes).bet(row).log_wealth()[0] for row in differences]
+        assert np.log(wealth_paths(differences, null, sizes)[:, -1]) == pytest.approx(bets)
 
 
 def test_more_traffic_decides_sooner_and_too_small_a_lift_has_no_median() -> None:
