@@ -3,6 +3,7 @@
 python -m ingest events                   Kafka -> Postgres
 python -m ingest pairs                    dirty turns -> preference pairs, and the retrain trigger
 python -m ingest replay-dead-letters      send refused messages back
+python -m ingest backfill                 files or a whole topic -> Postgres
 python -m ingest check-streams            how messages of another shape would map
 """
 
@@ -25,6 +26,8 @@ from hone.settings import Settings, load_settings
 from hone.store.engine import make_engine, make_sessions
 from hone.store.offsets import Group
 from ingest import consumer, pair_worker
+from ingest.backfill import tally
+from ingest.backfill_run import Backfill
 from ingest.batch import decode_native
 from ingest.breaker import Breaker
 from ingest.publish import Publisher
@@ -170,6 +173,33 @@ def check_streams(source: str, stream: str | None, limit: int, as_json: bool) ->
         check.show(samples, click.echo)
     if samples and not any(sample.records for sample in samples):
         raise HoneError(f"nothing of {source} would be stored: correct {settings.ingest.streams}")
+
+
+@cli.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--topic", help="Read this topic to its end instead.")
+@click.option("--stream", help="Stream that maps the lines of the files; without it they are hone's own records.")
+@click.option("--dry-run", is_flag=True, help="Read everything, store nothing, say what would become of it.")
+@click.option("--again", is_flag=True, help="From the first line, though it is done: after a change of the mapping.")
+@click.option("--rejects", type=click.Path(path_type=Path), help="Write the refused lines there, with their reasons.")
+def backfill(
+    files: tuple[Path, ...], topic: str | None, stream: str | None, dry_run: bool, again: bool, rejects: Path | None
+) -> None:
+    """Store history: files of JSON lines or CSV, or what a topic holds now; running it twice stores it once."""
+    if bool(files) == (topic is not None) or (topic and (dry_run or stream or again or rejects)):
+        raise ConfigError("give files, or one --topic alone (`hone streams check TOPIC` is its dry run)")
+    settings, stop = load_settings(), stop_on_signals()
+    sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-backfill"))
+    run = Backfill(settings, sessions, open_book(settings), stop, click.echo)
+    logging.getLogger("ingest").setLevel(logging.WARNING)
+    if dry_run:
+        return run.rehearsal(files, stream)
+    if topic:
+        run.topic(topic, settings.kafka_incarnation)
+    done = [run.file(path, stream, again=again) for path in files]
+    click.echo(f"{topic or f'{len(files)} files'}: {tally().text()}")
+    if rejects:
+        run.rejects(rejects, done)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from hone.store.faults import DATABASE_ERRORS, Fault, fault_of
 from hone.store.offsets import Claim, Group, Partition, claim_partitions
 from ingest.batch import Batch, Decode, Outcome, decode_native, sort_messages, store_batch
 from ingest.breaker import Breaker
-from ingest.source import PositionLost, Source
+from ingest.reading import Reading
+from ingest.source import PositionLost
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ SLICE_S = 0.5
 class Ingest:
     """A running ingest: what it needs, and what it holds."""
 
-    source: Source
+    source: Reading
     sessions: sessionmaker[Session]
     group: Group
     owner: str

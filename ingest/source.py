@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from hone.errors import HoneError, Retryable
@@ -67,8 +67,7 @@ class Source:
     """
 
     def __init__(self, bootstrap_servers: str, group: str, topics: Iterable[str], rebalancing: str = "eager") -> None:
-        config = consumer_config(bootstrap_servers, group, rebalancing)
-        self.consumer = Consumer(config)
+        self.consumer = Consumer(self.config(bootstrap_servers, group, rebalancing))
         self.admin = AdminClient({"bootstrap.servers": bootstrap_servers})
         self.cooperative = rebalancing == "cooperative"
         self.group = group
@@ -77,6 +76,10 @@ class Source:
         self.positions: dict[Partition, int] = {}
         self.num_rebalances = 0
         self.subscribe()
+
+    def config(self, bootstrap_servers: str, group: str, rebalancing: str) -> dict[str, Any]:
+        """Return the consumer's configuration."""
+        return consumer_config(bootstrap_servers, group, rebalancing)
 
     def subscribe(self) -> None:
         """Join the group."""
@@ -116,7 +119,7 @@ class Source:
         messages: list[RawMessage] = []
         for message in self.consumer.consume(max_messages, timeout_s):
             if error := message.error():
-                self._judge(error)
+                self.told(error, message)
                 continue
             partition = Partition(message.topic(), message.partition())
             if partition in self.positions:
@@ -204,7 +207,12 @@ class Source:
         if self.cooperative:
             consumer.incremental_unassign(read)
 
-    def _judge(self, error: KafkaError) -> None:
+    def told(self, error: KafkaError, message: Message) -> None:
+        """Take what the broker says instead of a message.
+
+        Raises:
+            PositionLost, HoneError: see `poll`.
+        """
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise PositionLost(error.str())
         if error.code() not in PASSING:

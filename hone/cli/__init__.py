@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
             "pairs": "Count the preference pairs by source, and show the newest",
             "dead-letters": "Messages that could not become rows: list, show, replay",
             "streams": "Topics and files of another shape: check",
+            "backfill": "Store months of history from files or a topic, once however often it is run",
             "import-pairs": "Freeze an offline file of preference pairs as a dataset",
             "replay": "Run recorded conversations through the live gateway, as a real client would",
             "erase-user": "Forget a person: texts, feedback, pairs, dataset rows; models are marked",

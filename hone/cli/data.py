@@ -1,4 +1,4 @@
-"""Commands of feedback and data: pairs, dead-letters, streams, import-pairs, replay, erase-user, keys."""
+"""Commands of feedback and data: pairs, dead-letters, streams, backfill, import-pairs, replay, erase-user, keys."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hone.cli.context import (
 )
 from hone.cli.output import facts, show_json, table, working
 from hone.cli.replay import replay
-from hone.cli.streams import streams
+from hone.cli.streams import backfill, streams
 from hone.datasets import FreezePolicy
 from hone.errors import ConfigError
 from hone.ids import user_id
@@ -217,4 +217,4 @@ def keys_revoke(prefix: str, reason: str, actor: str) -> None:
     click.echo(f"key {name} is revoked")
 
 
-commands = (pairs, dead_letters, streams, import_pairs, replay, erase_user, keys)
+commands = (pairs, dead_letters, streams, backfill, import_pairs, replay, erase_user, keys)

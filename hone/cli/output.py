@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Row = Mapping[str, Any]
 
@@ -82,12 +90,12 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Progress]:
-    """Show a bar with rate and time to go on stderr, where that is a terminal; task 0 is the bar."""
+def progress(total: int, what: str, *, in_bytes: bool = False) -> Iterator[Progress]:
+    """Show a bar with how much and time to go on stderr, where that is a terminal; task 0 is the bar."""
     parts = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("· to go"),
         TimeRemainingColumn(),

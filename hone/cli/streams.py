@@ -1,4 +1,4 @@
-"""Commands for topics and files of another shape; they start `python -m ingest`."""
+"""Commands for history and for topics and files of another shape; they start `python -m ingest`."""
 
 import os
 
@@ -37,3 +37,32 @@ def streams_check(source: str, mapping: str | None, stream: str | None, limit: i
     use(mapping)
     words = ["--limit", str(limit), *(["--stream", stream] if stream else []), *(["--json"] if as_json else [])]
     run_program("ingest", "check-streams", *words, "--", source)
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False))
+@click.option("--topic", help="Read this topic to its end instead.")
+@mapping_option
+@click.option("--stream", help="Stream that maps the lines of the files; without it they are hone's own records.")
+@click.option("--dry-run", is_flag=True, help="Read everything, store nothing, say what would become of it.")
+@click.option("--again", is_flag=True, help="From the first line, though it is done: after a change of the mapping.")
+@click.option("--rejects", type=click.Path(), help="Write the refused lines there, with their reasons.")
+def backfill(
+    files: tuple[str, ...],
+    topic: str | None,
+    mapping: str | None,
+    stream: str | None,
+    dry_run: bool,
+    again: bool,
+    rejects: str | None,
+) -> None:
+    """Store months of history from files or a topic, once however often it is run.
+
+    FILES are JSON lines or CSV, plain or gzipped. A run that was stopped goes on where it was; what is refused becomes
+    a dead letter with its line number. Needs the checkout.
+    """
+    use(mapping)
+    words = [*(["--topic", topic] if topic else []), *(["--stream", stream] if stream else [])]
+    words += [*(["--dry-run"] if dry_run else []), *(["--again"] if again else [])]
+    words += ["--rejects", rejects] if rejects else []
+    run_program("ingest", "backfill", *words, "--", *files)

@@ -63,6 +63,11 @@ class Book:
             raise ConfigError(f"{name or 'no stream is named, and there is not just one'}: the streams are {names}")
         return self.for_files[name]
 
+    def require_topic(self, topic: str) -> None:
+        """Raise ConfigError where nothing says how to read a topic."""
+        if topic not in self.by_topic and topic not in NATIVE_TOPICS:
+            raise ConfigError(f"no stream reads {topic}: map it in the file of ingest.streams, see docs/streams.md")
+
     @property
     def topics(self) -> list[str]:
         """Return the foreign topics."""

@@ -1,0 +1,204 @@
+"""History from files: stored once however often it is run, nothing lost, whatever is in the lines."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from hone.errors import ConfigError, HoneError
+from hone.settings import Settings
+from hone.store.tables import DeadLetterRow, DirtyTurnRow, FeedbackEventRow, ResponseRow
+from ingest.backfill import fingerprint
+from ingest.backfill_run import Backfill
+from ingest.streams.book import Book
+from tests.support.events import encode, feedback, response, uid
+from tests.support.ingest_process import ROOT, count, wait_for
+from tests.support.streams import book, feedback_stream
+
+Sessions = sessionmaker[Session]
+CSV = feedback_stream('event_id = "id"\nresponse_id = "answer.id"\nvalue = "vote"\nuser_id = { path = "user" }')
+
+
+class Said(list[str]):
+    """What a run said."""
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+Make = Callable[..., Backfill]
+
+
+@pytest.fixture
+def make(sessions: Sessions, said: Said) -> Make:
+    def make(mappings: Book | None = None, halt: Event | None = None, **limits: float) -> Backfill:
+        settings = Settings(ingest={"max_rows": 40, **limits})  # type: ignore[arg-type]
+        return Backfill(settings, sessions, mappings or book("[streams]"), halt or Event(), said.append)
+
+    return make
+
+
+def native_file(path: Path, number: int, *bad: bytes) -> Path:
+    lines = [encode(response(f"b{n}", turn=f"b{n % 30}")) for n in range(number)]
+    lines += [encode(feedback("thumbs", f"b{n}", value=1, event_id=uid(f"b-{n}"))) for n in range(number)]
+    lines[3:3] = [b"", *bad]
+    body = b"\r\n".join(lines)
+    path.write_bytes(gzip.compress(body) if path.suffix == ".gz" else body)
+    return path
+
+
+def letters(sessions: Sessions) -> list[tuple[str, int, str]]:
+    with sessions() as session:
+        rows = session.execute(select(DeadLetterRow.topic, DeadLetterRow.offset, DeadLetterRow.reason))
+        return sorted(map(tuple, rows))
+
+
+@pytest.mark.parametrize("name", ["old.jsonl", "old.jsonl.gz"])
+def test_a_file_is_stored_once_however_often_it_is_run(
+    make: Make, sessions: Sessions, tmp_path: Path, name: str
+) -> None:
+    path = native_file(tmp_path / name, 100, b"{broken", b'{"kind": "applause"}')
+    for _ in range(2):
+        make().file(path, None, again=False)
+        assert (count(sessions, ResponseRow), count(sessions, FeedbackEventRow)) == (100, 100)
+        assert letters(sessions) == [(f"file:{name}", 5, "not_json"), (f"file:{name}", 6, "wrong_shape")]
+    assert count(sessions, DirtyTurnRow) > 0, "the pair worker is told"
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_every_line_once(
+    store_url: str, sessions: Sessions, tmp_path: Path
+) -> None:
+    path = native_file(tmp_path / "old.jsonl", 1500, b"{broken")
+    env = {**os.environ, "HONE_DATABASE_URL": store_url, "HONE_INGEST__MAX_ROWS": "20"}
+    argv = [sys.executable, "-m", "ingest", "backfill", str(path)]
+    process = subprocess.Popen(argv, env=env, cwd=ROOT)
+    wait_for(lambda: count(sessions, ResponseRow) > 100 or process.poll() is not None)
+    process.kill()
+    process.wait()
+    assert 100 < count(sessions, ResponseRow) < 1500
+    again = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0, again.stderr
+    assert (count(sessions, ResponseRow), count(sessions, FeedbackEventRow)) == (1500, 1500)
+    assert letters(sessions) == [("file:old.jsonl", 5, "not_json")]
+    assert " 0 there already" in again.stdout, "nothing was read twice"
+
+
+def test_a_table_is_mapped_and_its_bad_rows_keep_their_line(
+    make: Make, sessions: Sessions, tmp_path: Path, said: Said
+) -> None:
+    path = tmp_path / "votes.csv"
+    rows = [b"id,answer.id,at,vote,user"]
+    rows += [f"v-{n},{uid('a')},2026-01-05T12:00:00,{n % 2},ann".encode() for n in range(50)]
+    rows[10] = f"v-x,{uid('a')},2026-01-05T12:00:00,seven,bob".encode()
+    rows[20] = b"v-y,\xff\xfe,2026-01-05T12:00:00,1,bob"
+    rows[30] = f"v-z,{uid('a')},,1,bob".encode()
+    path.write_bytes("\ufeff".encode() + b"\n".join(rows))
+    run = make(book(CSV))
+    known_as = run.file(path, "s", again=False)
+    assert count(sessions, FeedbackEventRow) == 47
+    assert letters(sessions) == [
+        ("file:votes.csv", 11, "wrong_shape"),
+        ("file:votes.csv", 21, "not_json"),
+        ("file:votes.csv", 31, "missing"),
+    ]
+    run.rejects(tmp_path / "rejects.jsonl", [known_as])
+    rejected = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [(r["file"], r["line"], r["reason"]) for r in rejected] == [
+        ("votes.csv", 11, "wrong_shape"),
+        ("votes.csv", 21, "not_json"),
+        ("votes.csv", 31, "missing"),
+    ]
+    assert "\\xff" in rejected[1]["body"]
+
+
+def test_the_same_history_by_topic_and_by_file_has_the_same_ids() -> None:
+    toml = feedback_stream('event_id = "id"').replace('topic = "t"', 'topic = "acme.votes"')
+    from tests.support.streams import message
+
+    body = {"id": "v-1", "on": "a", "at": "2026-01-05T12:00:00"}
+    (by_topic,) = book(toml).decode(message(body, "acme.votes", at_ms=1_767_614_400_000))
+    (by_file,) = book(toml).file_source("s").decode(message(body, "file:x.jsonl"))
+    assert by_topic.event_id == by_file.event_id  # type: ignore[union-attr]
+
+
+def test_after_a_corrected_mapping_again_reads_all_lines_and_settles_the_letters(
+    make: Make, sessions: Sessions, tmp_path: Path
+) -> None:
+    path = tmp_path / "votes.jsonl"
+    lines = [
+        {"id": f"v-{n}", "on": "a", "at": "2026-01-05T12:00:00", "vote": v} for n, v in enumerate(["up", "yes", "no"])
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    first = feedback_stream('event_id = "id"\nvalue = { path = "vote", map = { up = 1 } }')
+    second = first.replace("up = 1", "up = 1, yes = 1")
+    make(book(first)).file(path, "s", again=False)
+    make(book(second)).file(path, "s", again=False)
+    assert count(sessions, FeedbackEventRow) == 1, "what is done is done"
+    make(book(second)).file(path, "s", again=True)
+    assert count(sessions, FeedbackEventRow) == 2
+    with sessions() as session:
+        rows = session.scalars(select(DeadLetterRow).order_by(DeadLetterRow.dead_letter_id))
+        assert [(row.offset, row.replayed_at is None) for row in rows] == [(2, False), (3, False), (3, True)]
+
+
+def test_a_dry_run_says_what_would_become_of_the_lines_and_stores_nothing(
+    make: Make, sessions: Sessions, tmp_path: Path, said: Said
+) -> None:
+    path = native_file(tmp_path / "old.jsonl", 10, b"{broken")
+    make().rehearsal([path], None)
+    assert said[0].startswith("old.jsonl:5: not_json")
+    assert "20 new (10 response, 10 thumbs) · 0 there already · 1 refused (1 not_json)" in said[1]
+    assert count(sessions, ResponseRow) == count(sessions, DeadLetterRow) == 0
+
+
+def test_a_file_that_is_cut_off_keeps_what_came_before_and_says_where(
+    make: Make, sessions: Sessions, tmp_path: Path
+) -> None:
+    whole = native_file(tmp_path / "whole.jsonl.gz", 2000).read_bytes()
+    path = tmp_path / "old.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(HoneError, match=r"broken after line \d+"):
+        make().file(path, None, again=False)
+    assert 0 < count(sessions, ResponseRow) <= 2000
+
+
+def test_a_file_of_nothing_but_rubbish_stops_at_the_breaker(make: Make, sessions: Sessions, tmp_path: Path) -> None:
+    path = tmp_path / "old.jsonl"
+    path.write_bytes(b"rubbish\n" * 5000)
+    with pytest.raises(HoneError, match="invalid"):
+        make().file(path, None, again=False)
+    assert count(sessions, DeadLetterRow) < 1000
+
+
+def test_a_signal_ends_it_after_the_batch_in_hand(make: Make, sessions: Sessions, tmp_path: Path) -> None:
+    halt = Event()
+    halt.set()
+    with pytest.raises(HoneError, match="run the same again"):
+        make(halt=halt).file(native_file(tmp_path / "old.jsonl", 10), None, again=False)
+    assert count(sessions, ResponseRow) == 0
+
+
+def test_what_is_no_history_is_named(make: Make, tmp_path: Path) -> None:
+    for name, says in (("x.parquet", "must end in one of"), ("x.csv", "is a table")):
+        (tmp_path / name).write_text("a,b\n1,2\n")
+        with pytest.raises(ConfigError, match=says):
+            make().file(tmp_path / name, None, again=False)
+    with pytest.raises(ConfigError, match="the streams are s"):
+        make(book(CSV)).file(tmp_path / "x.csv", "other", again=False)
+
+
+def test_a_renamed_file_is_the_same_history_and_another_stream_another(tmp_path: Path) -> None:
+    path = native_file(tmp_path / "a.jsonl", 2)
+    other = tmp_path / "b.jsonl"
+    other.write_bytes(path.read_bytes())
+    assert fingerprint(path, "s") == fingerprint(other, "s") != fingerprint(other, None)
