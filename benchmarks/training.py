@@ -70,9 +70,9 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.update({**QUIET, **{key: value for key, value in os.environ.items() if key in QUIET}})
     if arguments.gpu:
-        from benchmarks import training_gpu
+        from benchmarks.training_gpu import measure as measure_gpu
 
-        figures, targets = training_gpu.measure(arguments.models.split(","), arguments.steps, SEED)
+        figures, targets = measure_gpu(arguments.models.split(","), arguments.steps, SEED)
         return report(figures, targets, seeds=[SEED])
     figures = measure_cpu(arguments.repeats, arguments.pairs * (4 if arguments.full else 1))
     return report(figures, promises(figures), seeds=[SEED])
