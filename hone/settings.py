@@ -5,13 +5,14 @@ A program builds `Settings` once in its `__main__` and passes values on; nothing
 
 import difflib
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from hone.errors import ConfigError
@@ -91,6 +92,15 @@ class Gateway(Section):
     produce_timeout_s: float = Field(10, gt=0)
     token_ttl_s: int = Field(30 * 86_400, ge=1)
     cors_origins: tuple[str, ...] = ()
+
+    @field_validator("cors_origins")
+    @classmethod
+    def are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what no browser sends as its origin: it would match nothing, and nobody would know why."""
+        for origin in origins:
+            if not re.fullmatch(r"https?://[^/?#*\s]+", origin):
+                raise ValueError(f"{origin} is no origin: write scheme, host and port alone, like https://app.example")
+        return origins
 
 
 class Rollout(Section):

@@ -43,6 +43,8 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "kafka": cache(lambda: kafka.obstacle(KAFKA_LIBS)),
     "airflow": cache(lambda: None if find_spec("airflow") else "apache-airflow is not installed"),
     "prometheus": cache(lambda: _missing_programs("prometheus", "promtool")),
+    "browser": cache(lambda: _missing_programs("chromium", "chromedriver")),
+    "node": cache(lambda: _missing_programs("node")),
     "shared": cache(lambda: _missing_path(ROOT.parent / "shared" / "data")),
     "seldon": cache(lambda: _missing_path(ROOT / ".venv-seldon")),
 }

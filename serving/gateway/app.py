@@ -21,6 +21,7 @@ from hone.settings import Settings
 from hone.store.engine import make_engine, make_sessions
 from hone.store.keys import Caller, live_keys, new_key
 from hone.tokens import KeyRing, parse_keys
+from serving.gateway.browser import browser_routes
 from serving.gateway.chat import Chat
 from serving.gateway.compat import CompatRoutes
 from serving.gateway.feedback import FeedbackIntake
@@ -104,7 +105,7 @@ def assemble(make: Callable[[], Gateway], routes: list[BaseRoute]) -> Asgi:
                 stack.push_async_callback(cancel, asyncio.create_task(work))
             yield
 
-    fixed = [Route("/healthz", healthz), Route("/metrics", metrics_page)]
+    fixed = [Route("/healthz", healthz), Route("/metrics", metrics_page), *browser_routes()]
     cold = Starlette(routes=[*routes, *fixed], lifespan=lifespan, exception_handlers={Problem: on_problem})
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +120,14 @@ def with_cors(app: Asgi, origins: tuple[str, ...]) -> Asgi:
     if not origins:
         return app
     headers = ["authorization", "content-type", "idempotency-key", "x-user-id", "x-conversation-id"]
-    return CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=headers,
+        expose_headers=["retry-after"],
+        max_age=86_400,
+    )
 
 
 def make_guard(settings: Settings, sessions: sessionmaker[Session], host: str) -> Guard:

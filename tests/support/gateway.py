@@ -54,6 +54,9 @@ class Served:
     def responses(self, number: int) -> list[Response]:
         return records(self.bootstrap, RESPONSES_TOPIC, Response, number)
 
+    def feedback_so_far(self) -> list[Feedback]:
+        return records(self.bootstrap, FEEDBACK_TOPIC, Feedback, at_least=0)
+
     def feedback(self, number: int) -> list[Feedback]:
         return records(self.bootstrap, FEEDBACK_TOPIC, Feedback, number)
 

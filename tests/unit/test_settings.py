@@ -48,3 +48,9 @@ def test_an_unknown_variable_is_an_error_with_the_nearest_name() -> None:
 def test_a_missing_file_says_which(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml"):
         load_settings({"HONE_CONFIG": str(tmp_path / "none.toml")})
+
+
+@pytest.mark.parametrize("origin", ["*", "app.example", "https://app.example/", "https://*.example", "null"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no origin"):
+        load_settings(config(tmp_path, f'[gateway]\ncors_origins = ["{origin}"]\n'))
