@@ -43,6 +43,7 @@ def loops_of(servers: World, messages: Messages, num_short: int) -> dict[str, Lo
         "consume_alone": lambda sessions: loops.consume_floor(servers, len(feedback)),
         "decode_alone": lambda sessions: loops.decode_floor(bodies),
         "encode_alone": lambda sessions: loops.encode_floor(feedback),
+        "encode_by_hand_alone": lambda sessions: loops.encode_by_hand(feedback),
     }
 
 

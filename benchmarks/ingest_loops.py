@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from io import StringIO
+from io import BytesIO
 from itertools import islice
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,15 +12,15 @@ from uuid import UUID, uuid4
 import msgspec
 from confluent_kafka import Consumer
 from psycopg2.extras import execute_values
-from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks.ingest_world import NUM_PARTITIONS, SHORT_BOTH, SHORT_FEEDBACK, Cost, Meter, World, until
 from hone.health import Pulse
 from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback
-from hone.store.copy_text import NULL, copy_rows
+from hone.store.copy_text import FORMAT, copy_lines, csv_lines
 from hone.store.dead_letters import add_dead_letters
-from hone.store.events import FEEDBACK_COLUMNS, MERGE_FEEDBACK, Stored, feedback_line
+from hone.store.erasure import Forgotten
+from hone.store.events import FEEDBACK_COLUMNS, Stored, append_new, feedback_row
 from hone.store.offsets import Group, advance
 from hone.store.tables import DirtyTurnRow, FeedbackEventRow, FeedbackStateRow, ResponseRow
 from ingest import consumer
@@ -30,9 +30,8 @@ from ingest.source import Source, consumer_config
 
 Sessions = sessionmaker[Session]
 ROWS = 2000
+NULL = "\\N"
 POLL_S = 0.2
-APPEND = MERGE_FEEDBACK.split("WITH fresh AS (", 1)[1].split("), named AS", 1)[0].replace("*", "kind, response_id")
-"""The product's insert of events without what follows it there: the state."""
 
 
 def program(servers: World, sessions: Sessions, topics: Sequence[str]) -> consumer.Ingest:
@@ -87,7 +86,7 @@ def append_turn(ingest: consumer.Ingest) -> None:
         return
     ingest.breaker.check(batch.num_messages, len(batch.bad))
     with ingest.sessions.begin() as session:
-        outcome = append_batch(session, ingest.group, batch)
+        outcome = append_batch(session, ingest.group, batch, ingest.forgotten)
     ingest.breaker.count(batch.num_messages, len(batch.bad))
     moved = {partition: step.next_offset for partition, step in batch.steps.items()}
     ingest.claims.update({p: ingest.claims[p]._replace(next_offset=offset) for p, offset in moved.items()})
@@ -96,15 +95,14 @@ def append_turn(ingest: consumer.Ingest) -> None:
     consumer.report(ingest, batch, outcome)
 
 
-def append_batch(session: Session, group: Group, batch: Batch) -> Outcome:
+def append_batch(session: Session, group: Group, batch: Batch, forgotten: Forgotten) -> Outcome:
     """Write offsets, events and dead letters."""
     advance(session, group, batch.steps)
     with session.begin_nested():
         records = [item.record for item in batch.good if isinstance(item.record, Feedback)]
-        copy_rows(session, "feedback_event", FEEDBACK_COLUMNS, map(feedback_line, records))
-        kinds = Counter(kind for kind, _ in session.execute(text(APPEND)))
+        _, events = append_new(session, [], records, forgotten)
     add_dead_letters(session, [dead_letter(group, message, error) for message, error in batch.bad])
-    return Outcome([Stored(kinds, frozenset())], list(batch.bad))
+    return Outcome([Stored(Counter(event.kind for event in events), [])], list(batch.bad))
 
 
 def join(servers: World, topic: str) -> tuple[Consumer, Callable[[], None]]:
@@ -244,7 +242,15 @@ def decode_floor(bodies: Sequence[bytes]) -> Cost:
 
 
 def encode_floor(records: Sequence[Feedback]) -> Cost:
-    """Only format the lines that COPY takes, by hand, as cheaply as Python can for this very record."""
+    """Only format the lines that COPY takes, as cheaply as this benchmark knows how: the product's own way."""
+    meter = Meter()
+    for part in batches(records):
+        csv_lines(list(map(feedback_row, part)))
+    return meter.stop(len(records))
+
+
+def encode_by_hand(records: Sequence[Feedback]) -> Cost:
+    """Only format lines of COPY's text format with an f-string, the cheapest way before."""
     meter = Meter()
     for part in batches(records):
         "\n".join([line_by_hand(event) for event in part])
@@ -267,12 +273,14 @@ def line_by_hand(event: Feedback) -> str:
 def staged_copy(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
     """Only COPY ready lines into a temporary table and insert what is new, a transaction for each batch."""
 
-    def write(cursor: Any, lines: str) -> None:
-        cursor.execute(
-            "CREATE TEMP TABLE IF NOT EXISTS s (LIKE feedback_event INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
-        )
-        cursor.copy_expert(f"COPY s ({', '.join(FEEDBACK_COLUMNS)}) FROM STDIN", StringIO(lines))
-        cursor.execute("INSERT INTO feedback_event SELECT * FROM s ON CONFLICT DO NOTHING")
+    def write(session: Session, lines: bytes) -> None:
+        connection: Any = session.connection().connection.driver_connection
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "CREATE TEMP TABLE IF NOT EXISTS s (LIKE feedback_event INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
+            )
+            cursor.copy_expert(f"COPY s ({', '.join(FEEDBACK_COLUMNS)}) FROM STDIN {FORMAT}", BytesIO(lines))
+            cursor.execute("INSERT INTO feedback_event SELECT * FROM s ON CONFLICT DO NOTHING")
 
     return write_batches(sessions, records, write)
 
@@ -280,8 +288,8 @@ def staged_copy(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
 def plain_copy(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
     """Only COPY ready lines into the table itself, with its indexes, a transaction for each batch."""
 
-    def write(cursor: Any, lines: str) -> None:
-        cursor.copy_expert(f"COPY feedback_event ({', '.join(FEEDBACK_COLUMNS)}) FROM STDIN", StringIO(lines))
+    def write(session: Session, lines: bytes) -> None:
+        copy_lines(session, "feedback_event", FEEDBACK_COLUMNS, lines)
 
     return write_batches(sessions, records, write)
 
@@ -296,15 +304,13 @@ def pages_write(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
     return meter.stop(len(rows))
 
 
-def write_batches(sessions: Sessions, records: Sequence[Feedback], write: Callable[[Any, str], None]) -> Cost:
+def write_batches(sessions: Sessions, records: Sequence[Feedback], write: Callable[[Session, bytes], None]) -> Cost:
     """Write lines that were formatted beforehand."""
-    prepared = ["\n".join(map(feedback_line, part)) + "\n" for part in batches(records)]
+    prepared = [csv_lines(list(map(feedback_row, part))) for part in batches(records)]
     meter = Meter(sessions)
     for lines in prepared:
         with sessions.begin() as session:
-            connection: Any = session.connection().connection.driver_connection
-            with connection.cursor() as cursor:
-                write(cursor, lines)
+            write(session, lines)
     return meter.stop(len(records))
 
 

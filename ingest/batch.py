@@ -3,25 +3,29 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import chain
 
+import msgspec
 from sqlalchemy.orm import Session
 
-from hone.errors import InvalidEvent
+from hone.errors import InvalidEvent, Retryable
 from hone.records import Feedback, Response
 from hone.store.dead_letters import DeadLetter, add_dead_letters
+from hone.store.erasure import Forgotten
 from hone.store.events import Stored, mark_dirty, store_events
-from hone.store.faults import DATABASE_ERRORS, Fault, fault_of
+from hone.store.faults import DATABASE_ERRORS, Fault, fault_of, is_taken
 from hone.store.offsets import Claim, Group, Partition, Step, advance
 from ingest.decode import decode
 
 logger = logging.getLogger(__name__)
 
 MAX_DETAIL_CHARACTERS = 500
+MAX_LOOKS = 5
+"""How often a batch is tried again because a neighbour stored one of its events between our look and our COPY."""
 
 
-class RawMessage(NamedTuple):
-    """A message as the broker gave it."""
+class RawMessage(msgspec.Struct, frozen=True, gc=False):
+    """A message as the broker gave it. No object of it points back, so that the collector may pass it over."""
 
     partition: Partition
     offset: int
@@ -39,7 +43,7 @@ def decode_native(message: RawMessage) -> tuple[Response | Feedback]:
     return (decode(message.partition.topic, message.body),)
 
 
-class Decoded(NamedTuple):
+class Decoded(msgspec.Struct, frozen=True, gc=False):
     """A message and a record in it."""
 
     message: RawMessage
@@ -56,6 +60,12 @@ class Batch:
     runs: dict[Partition, int] = field(default_factory=dict)
     "Invalid messages with which a partition ends, where it does."
     longest_run: int = 0
+
+    def refuse(self, message: RawMessage, error: InvalidEvent) -> None:
+        """Add a message that cannot be read."""
+        self.bad.append((message, error))
+        self.runs[message.partition] = self.runs.get(message.partition, 0) + 1
+        self.longest_run = max(self.longest_run, self.runs[message.partition])
 
     @property
     def num_messages(self) -> int:
@@ -87,30 +97,34 @@ def sort_messages(
 
     `runs` are those that the batch before ended with.
     """
-    batch = Batch(runs=dict(runs or {}))
+    batch, good = Batch(runs=dict(runs or {})), []
+    ends = {partition: claim.next_offset for partition, claim in claims.items()}
+    firsts: dict[Partition, int] = {}
     for message in messages:
-        claim = claims.get(message.partition)
-        if claim is None:
+        partition, offset = message.partition, message.offset
+        expected = ends.get(partition)
+        if expected is None or offset < expected:
             continue
-        step = batch.steps.get(message.partition)
-        expected = step.next_offset if step else claim.next_offset
-        if message.offset < expected:
-            continue
-        first = step.first_offset if step else message.offset
-        batch.steps[message.partition] = Step(claim.epoch, first, message.offset + 1)
+        firsts.setdefault(partition, offset)
+        ends[partition] = offset + 1
         try:
             for record in decode(message):
-                batch.good.append(Decoded(message, record))
-            batch.runs.pop(message.partition, None)
+                good.append(Decoded(message, record))
+            if batch.runs:
+                batch.runs.pop(partition, None)
         except InvalidEvent as error:
-            batch.bad.append((message, error))
-            batch.runs[message.partition] = batch.runs.get(message.partition, 0) + 1
-            batch.longest_run = max(batch.longest_run, batch.runs[message.partition])
+            batch.refuse(message, error)
+    batch.good = good
+    batch.steps = {p: Step(claims[p].epoch, first, ends[p]) for p, first in firsts.items()}
     return batch
 
 
 def store_batch(
-    session: Session, group: Group, batch: Batch, at: Callable[[str], None] = lambda point: None
+    session: Session,
+    group: Group,
+    batch: Batch,
+    forgotten: Forgotten | None = None,
+    at: Callable[[str], None] = lambda point: None,
 ) -> Outcome:
     """Write offsets, rows, states, dead letters and dirty marks. The caller commits all of it, or nothing.
 
@@ -122,36 +136,45 @@ def store_batch(
     """
     advance(session, group, batch.steps)
     outcome = Outcome(refused=list(batch.bad))
-    store_rows(session, batch.good, outcome)
+    store_rows(session, batch.good, outcome, forgotten or Forgotten())
     at("copied")
     add_dead_letters(session, [dead_letter(group, message, error) for message, error in outcome.refused])
-    mark_dirty(session, (touched for part in outcome.stored for touched in part.touched))
+    mark_dirty(session, chain.from_iterable(part.touched for part in outcome.stored))
     return outcome
 
 
-def store_rows(session: Session, items: Sequence[Decoded], outcome: Outcome) -> None:
-    """Store the records; where the database refuses one, halve until it stands alone: log2(n) steps for each."""
+def store_rows(
+    session: Session, items: Sequence[Decoded], outcome: Outcome, forgotten: Forgotten, looks: int = 1
+) -> None:
+    """Store the records; where the database refuses one, halve until it stands alone: log2(n) steps for each.
+
+    Where somebody else stored one of them since we looked, look again.
+    """
     if not items:
         return
     try:
         with session.begin_nested():
-            outcome.stored.append(store_records(session, items))
-    except DATABASE_ERRORS as error:
-        if fault_of(error) is not Fault.DATA:
+            outcome.stored.append(store_records(session, items, forgotten))
+    except (*DATABASE_ERRORS, OverflowError) as error:
+        if is_taken(error) and looks < MAX_LOOKS:
+            store_rows(session, items, outcome, forgotten, looks + 1)
+        elif is_taken(error):
+            raise Retryable(f"others store the same events at the same time, {looks} times in a row") from error
+        elif isinstance(error, DATABASE_ERRORS) and fault_of(error) is not Fault.DATA:
             raise
-        if len(items) == 1:
+        elif len(items) == 1:
             outcome.refused.append((items[0].message, InvalidEvent("database", first_line(error))))
-            return
-        middle = len(items) // 2
-        store_rows(session, items[:middle], outcome)
-        store_rows(session, items[middle:], outcome)
+        else:
+            middle = len(items) // 2
+            store_rows(session, items[:middle], outcome, forgotten)
+            store_rows(session, items[middle:], outcome, forgotten)
 
 
-def store_records(session: Session, items: Sequence[Decoded]) -> Stored:
+def store_records(session: Session, items: Sequence[Decoded], forgotten: Forgotten) -> Stored:
     """Store the records by their kind."""
     responses = [item.record for item in items if isinstance(item.record, Response)]
     feedback = [item.record for item in items if isinstance(item.record, Feedback)]
-    return store_events(session, responses, feedback)
+    return store_events(session, responses, feedback, forgotten)
 
 
 def first_line(error: BaseException) -> str:

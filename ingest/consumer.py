@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from threading import Event
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from hone import metrics
 from hone.errors import Conflict, Fenced, Retryable
 from hone.health import Pulse
+from hone.store.erasure import Forgotten
 from hone.store.faults import DATABASE_ERRORS, Fault, fault_of
 from hone.store.offsets import Claim, Group, Partition, claim_partitions
 from ingest.batch import Batch, Decode, Outcome, decode_native, sort_messages, store_batch
@@ -52,6 +54,7 @@ class Ingest:
     "Claimed, and no message stored since."
     jumps: dict[Partition, int] = field(default_factory=dict)
     "Where the first message after a claim came with a gap before it, seen once."
+    forgotten: Forgotten = field(default_factory=Forgotten)
     backoff_s: float = FIRST_BACKOFF_S
 
 
@@ -128,7 +131,7 @@ def jumped(ingest: Ingest, batch: Batch) -> bool:
 def commit(ingest: Ingest, batch: Batch) -> Outcome:
     """Store the batch in one transaction, or nothing of it."""
     with metrics.INGEST_STAGE_SECONDS.labels("store").time(), ingest.sessions.begin() as session:
-        outcome = store_batch(session, ingest.group, batch, ingest.crash)
+        outcome = store_batch(session, ingest.group, batch, ingest.forgotten, ingest.crash)
         ingest.breaker.check(batch.num_messages, len(outcome.refused), batch.longest_run)
         ingest.crash("stored")
     return outcome
@@ -192,7 +195,7 @@ def report(ingest: Ingest, batch: Batch, outcome: Outcome) -> None:
     metrics.INGEST_DUPLICATES.inc(batch.num_messages - len(outcome.refused) - outcome.num_new)
     for _, error in outcome.refused:
         metrics.INGEST_DEAD_LETTERS.labels(error.reason).inc()
-    newest_ms = max((item.message.timestamp_ms for item in batch.good), default=0)
+    newest_ms = max(map(attrgetter("message.timestamp_ms"), batch.good), default=0)
     num_behind = 0
     for partition, step in batch.steps.items():
         behind = ingest.source.num_behind(partition, step.next_offset) or 0

@@ -117,12 +117,15 @@ class Source:
             HoneError: the broker refused us for good.
         """
         messages: list[RawMessage] = []
-        for message in self.consumer.consume(max_messages, timeout_s):
+        received = self.consumer.consume(max_messages, timeout_s)
+        read: dict[tuple[str, int], Partition] = {partition: partition for partition in self.positions}
+        for message in received:
             if error := message.error():
                 self.told(error, message)
                 continue
-            partition = Partition(message.topic(), message.partition())
-            if partition in self.positions:
+            # A plain tuple finds the named one; making that anew for each message would cost more than to look it up.
+            partition = read.get((message.topic(), message.partition()))
+            if partition is not None:
                 body, timestamp_ms = message.value(), message.timestamp()[1]
                 messages.append(RawMessage(partition, message.offset(), message.key(), body, timestamp_ms))
         return messages

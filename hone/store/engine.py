@@ -10,6 +10,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from hone.errors import ConfigError, Retryable
 
+BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL random_page_cost = 1.1"
+"""For transactions that touch few rows of large tables: small or unanalysed ones the planner would read whole."""
+
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 

@@ -1,5 +1,6 @@
 """Forgetting a person: their texts, what they said of answers, and every mark of it in pairs and datasets."""
 
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -25,6 +26,22 @@ from hone.store.tables import (
 )
 
 ERASED = "[erased]"
+
+
+@dataclass
+class Forgotten:
+    """The people who were forgotten, as far as `refresh` has read; kept between batches, so that reading is cheap."""
+
+    last: int = 0
+    users: set[int] = field(default_factory=set)
+    "Their ids as integers, which hash ten times faster than uuids."
+
+    def refresh(self, session: Session) -> None:
+        """Read who came since. Under the lock that erasures exclude, nobody is missed until the transaction ends."""
+        query = select(ErasureRow.erasure_no, ErasureRow.user_id).where(ErasureRow.erasure_no > self.last)
+        for number, user in session.execute(query):
+            self.last = max(self.last, number)
+            self.users.add(user.int)
 
 
 def erase_user(session: Session, user_id: UUID, *, actor: str, now: datetime) -> dict[str, int]:

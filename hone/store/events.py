@@ -1,84 +1,63 @@
-"""Answers and feedback on their way into the tables: staged by COPY, merged by key, so that nothing enters twice."""
+"""Answers and feedback on their way into the tables: what is new by its key goes straight in by COPY.
+
+Looking first which keys are there, then COPY of the others, costs less than COPY into a temporary table and INSERT …
+ON CONFLICT from it. A key that a neighbour stores between the look and the COPY makes the COPY fail: the caller rolls
+back to its savepoint, and looks again.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from hone.records import Feedback, Response
-from hone.store.copy_text import array, copy_rows, encoded, joined
-from hone.store.erasure import ERASED
+from hone.store.copy_text import EMPTY, ENCODER, array, copy_rows, uuid_array
+from hone.store.erasure import ERASED, Forgotten
 
 RESPONSE_COLUMNS = (
     *("response_id", "conversation_id", "turn_id", "user_id", "messages", "completion", "model_version", "track"),
-    *(
-        "rollout_id",
-        "stage",
-        "propensity",
-        "duel",
-        "fallback",
-        "parameters",
-        "finish_reason",
-        "completed",
-        "idempotency_key",
-    ),
-    *("latency_ms", "first_byte_ms", "num_prompt_tokens", "num_completion_tokens", "license", "eval_only"),
-    "created_at",
+    *("rollout_id", "stage", "propensity", "duel", "fallback", "parameters", "finish_reason", "completed"),
+    *("idempotency_key", "latency_ms", "first_byte_ms", "num_prompt_tokens", "num_completion_tokens", "license"),
+    *("eval_only", "created_at"),
 )
 FEEDBACK_COLUMNS = (
     *("event_id", "kind", "response_id", "conversation_id", "turn_id", "user_id", "value", "text", "name"),
     *("rejected", "reasons", "occurred_at", "received_at", "signed"),
 )
-RESPONSE_FIELDS, FEEDBACK_FIELDS = itemgetter(*RESPONSE_COLUMNS), itemgetter(*FEEDBACK_COLUMNS)
 
-# A message may be read long after its author was forgotten, or again from the start of the log: what erasure took
-# away must not come back. The answer stays as a fact without its texts, as erasure leaves it; feedback is not stored.
-MERGE_RESPONSES = f"""
-UPDATE stage_response SET messages = '[]', completion = :erased, parameters = '{{}}'
-WHERE user_id IN (SELECT user_id FROM erasure);
-INSERT INTO response ({", ".join(RESPONSE_COLUMNS)})
-SELECT {", ".join(RESPONSE_COLUMNS)} FROM stage_response ORDER BY response_id
-ON CONFLICT (response_id) DO NOTHING RETURNING turn_id
+LOOK = """
+SELECT 'event', event_id FROM feedback_event WHERE event_id = ANY(CAST(:events AS uuid[]))
+UNION ALL SELECT 'answer', response_id FROM response WHERE response_id = ANY(CAST(:answers AS uuid[]))
 """
 
-# Only rows that are new here may move the state: the state is then a function of `feedback_event`, whatever a
-# second event with the same id says. Outcomes may have no response: then they speak of a conversation or a user.
-MERGE_FEEDBACK = f"""
-WITH fresh AS (
-    INSERT INTO feedback_event ({", ".join(FEEDBACK_COLUMNS)})
-    SELECT {", ".join(FEEDBACK_COLUMNS)} FROM stage_feedback_event AS stage
-    WHERE NOT EXISTS (SELECT FROM erasure WHERE erasure.user_id = stage.user_id) ORDER BY event_id
-    ON CONFLICT (event_id) DO NOTHING RETURNING *
-), named AS (
+# Only rows that are new may move the state: the state is then a function of `feedback_event`, whatever a second event
+# with the same id says. Outcomes may have no response: then they speak of a conversation or a user.
+MOVE_STATE = """
+WITH named AS (
     SELECT *, coalesce(response_id, conversation_id, user_id) AS subject_id,
            CASE WHEN kind IN ('signal', 'outcome') THEN kind || ':' || name ELSE kind END AS slot
-    FROM fresh
+    FROM feedback_event WHERE event_id = ANY(CAST(:events AS uuid[]))
 ), latest AS (
     SELECT DISTINCT ON (subject_id, slot, user_id) * FROM named
     ORDER BY subject_id, slot, user_id, occurred_at DESC, event_id DESC
-), state AS (
-    INSERT INTO feedback_state AS held (subject_id, slot, user_id, turn_id, value, text, rejected, reasons,
-                                        occurred_at, event_id, signed)
-    SELECT subject_id, slot, user_id, turn_id, value, text, rejected, reasons, occurred_at, event_id, signed
-    FROM latest
-    ON CONFLICT (subject_id, slot, user_id) DO UPDATE SET
-        turn_id = excluded.turn_id, value = excluded.value, text = excluded.text, rejected = excluded.rejected,
-        reasons = excluded.reasons, occurred_at = excluded.occurred_at, event_id = excluded.event_id,
-        signed = excluded.signed
-    WHERE (excluded.occurred_at, excluded.event_id) > (held.occurred_at, held.event_id)
 )
-SELECT kind, response_id FROM fresh
+INSERT INTO feedback_state AS held (subject_id, slot, user_id, turn_id, value, text, rejected, reasons,
+                                    occurred_at, event_id, signed)
+SELECT subject_id, slot, user_id, turn_id, value, text, rejected, reasons, occurred_at, event_id, signed FROM latest
+ON CONFLICT (subject_id, slot, user_id) DO UPDATE SET
+    turn_id = excluded.turn_id, value = excluded.value, text = excluded.text, rejected = excluded.rejected,
+    reasons = excluded.reasons, occurred_at = excluded.occurred_at, event_id = excluded.event_id,
+    signed = excluded.signed
+WHERE (excluded.occurred_at, excluded.event_id) > (held.occurred_at, held.event_id)
 """
 
 # A mark that is there already is locked by the update that changes nothing: until we commit no pair worker can take
 # it, derive pairs without our rows, and leave nothing behind. The oldest time stays, so that the age is honest.
 MARK_DIRTY = """
-INSERT INTO dirty_turn (turn_id) SELECT id FROM unnest(CAST(:ids AS uuid[])) AS id ORDER BY id
+INSERT INTO dirty_turn (turn_id) SELECT DISTINCT id FROM unnest(CAST(:ids AS uuid[])) AS id ORDER BY id
 ON CONFLICT (turn_id) DO UPDATE SET marked_at = dirty_turn.marked_at
 """
 
@@ -91,8 +70,8 @@ class Stored:
 
     by_kind: Counter[str]
     "Number of new rows, by feedback kind, and `response`; people who asked to be forgotten have none."
-    touched: frozenset[UUID]
-    "Turns of new answers, and answers with new feedback: what `mark_dirty` takes."
+    touched: Sequence[UUID]
+    "Turns of new answers, and answers with new feedback: what `mark_dirty` takes. May repeat."
 
     @property
     def num_rows(self) -> int:
@@ -100,37 +79,53 @@ class Stored:
         return self.by_kind.total()
 
 
-def store_events(session: Session, responses: Sequence[Response], feedback: Sequence[Feedback]) -> Stored:
+def store_events(
+    session: Session,
+    responses: Sequence[Response],
+    feedback: Sequence[Feedback],
+    forgotten: Forgotten | None = None,
+) -> Stored:
     """Insert what is new and bring `feedback_state` to the last word. Idempotent; any order; marks nothing dirty.
+
+    A message may be read long after its author was forgotten, or again from the start of the log: what erasure took
+    away must not come back. The answer stays as a fact without its texts, as erasure leaves it; feedback is not stored.
 
     Raises:
         psycopg2.Error, sqlalchemy.exc.DBAPIError: see `hone.store.faults`; on a data fault nothing of the call stays
             if the caller opened a savepoint before it.
+        OverflowError: an integer has more than 64 bits.
     """
-    by_kind: Counter[str] = Counter()
-    touched: set[UUID] = set()
-    if responses:
-        turns = merge_responses(session, responses)
-        by_kind["response"] = len(turns)
-        touched.update(turns)
-    if feedback:
-        for kind, response_id in merge_feedback(session, feedback):
-            by_kind[kind] += 1
-            if response_id is not None and kind not in KINDS_WITHOUT_PAIRS:
-                touched.add(response_id)
-    return Stored(by_kind, frozenset(touched))
+    answers, events = append_new(session, responses, feedback, forgotten or Forgotten())
+    if events:
+        session.execute(text(MOVE_STATE), {"events": uuid_array(event.event_id for event in events)})
+    by_kind: Counter[str] = Counter(event.kind for event in events)
+    if answers:
+        by_kind["response"] = len(answers)
+    touched = [answer.turn_id for answer in answers]
+    touched += [event.response_id for event in events if event.response_id and event.kind not in KINDS_WITHOUT_PAIRS]
+    return Stored(by_kind, touched)
 
 
-def merge_responses(session: Session, responses: Sequence[Response]) -> list[UUID]:
-    """Insert the answers that are new and return their turns, one for each answer."""
-    copy_rows(session, "response", RESPONSE_COLUMNS, map(response_line, responses))
-    return list(session.execute(text(MERGE_RESPONSES), {"erased": ERASED}).scalars())
-
-
-def merge_feedback(session: Session, feedback: Sequence[Feedback]) -> list[tuple[str, UUID | None]]:
-    """Insert the events that are new, move the state, and return (kind, response) of each new event."""
-    copy_rows(session, "feedback_event", FEEDBACK_COLUMNS, map(feedback_line, feedback))
-    return [(kind, response_id) for kind, response_id in session.execute(text(MERGE_FEEDBACK))]
+def append_new(
+    session: Session, responses: Sequence[Response], feedback: Sequence[Feedback], forgotten: Forgotten
+) -> tuple[list[Response], list[Feedback]]:
+    """COPY the rows that are new, in the order of their keys so that neighbours never wait in a circle; return them."""
+    forgotten.refresh(session)
+    # Integers hash and compare many times faster than uuids. Of several events with one key the first counts.
+    answers = dict(sorted({answer.response_id.int: answer for answer in reversed(responses)}.items()))
+    known = {event.event_id.int: event for event in reversed(feedback) if event.user_id.int not in forgotten.users}
+    events = dict(sorted(known.items()))
+    wanted = {
+        "events": uuid_array(event.event_id for event in events.values()),
+        "answers": uuid_array(answer.response_id for answer in answers.values()),
+    }
+    for kind, held in session.execute(text(LOOK), wanted):
+        (events if kind == "event" else answers).pop(held.int)
+    if answers:
+        copy_rows(session, "response", RESPONSE_COLUMNS, [response_row(a, forgotten) for a in answers.values()])
+    if events:
+        copy_rows(session, "feedback_event", FEEDBACK_COLUMNS, list(map(feedback_row, events.values())))
+    return list(answers.values()), list(events.values())
 
 
 def mark_dirty(session: Session, ids: Iterable[UUID]) -> None:
@@ -139,22 +134,41 @@ def mark_dirty(session: Session, ids: Iterable[UUID]) -> None:
     An answer's id stands for its turn because feedback may arrive first, when nobody knows the turn.
     Call it last in the transaction: it waits for a pair worker that is just taking one of the marks.
     """
-    marked = sorted(set(ids))
+    marked = list(ids)
     if marked:
-        session.execute(text(MARK_DIRTY), {"ids": [str(i) for i in marked]})
+        session.execute(text(MARK_DIRTY), {"ids": uuid_array(marked)})
 
 
-def response_line(response: Response) -> str:
-    """Return the answer as a line for RESPONSE_COLUMNS."""
-    fields = msgspec.to_builtins(response)
-    for name in ("messages", "completion", "model_version", "parameters", "finish_reason", "license"):
-        fields[name] = encoded(fields[name])
-    return joined(RESPONSE_FIELDS(fields))
+def response_row(answer: Response, forgotten: Forgotten) -> tuple[object, ...]:
+    """Return the answer as RESPONSE_COLUMNS; of a person who was forgotten without its texts."""
+    messages, completion, parameters = "[]", ERASED, "{}"
+    if answer.user_id.int not in forgotten.users:
+        messages, completion = ENCODER.encode(answer.messages).decode(), answer.completion
+        parameters = ENCODER.encode(answer.parameters).decode()
+    return (
+        *(answer.response_id, answer.conversation_id, answer.turn_id, answer.user_id, messages, completion),
+        *(answer.model_version, answer.track, answer.rollout_id, answer.stage, answer.propensity, answer.duel),
+        *(answer.fallback, parameters, answer.finish_reason, answer.completed, answer.idempotency_key),
+        *(answer.latency_ms, answer.first_byte_ms, answer.num_prompt_tokens, answer.num_completion_tokens),
+        *(answer.license, answer.eval_only, answer.created_at),
+    )
 
 
-def feedback_line(event: Feedback) -> str:
-    """Return the event as a line for FEEDBACK_COLUMNS."""
-    fields = msgspec.to_builtins(event)
-    fields["text"], fields["name"] = encoded(event.text), encoded(event.name)
-    fields["rejected"], fields["reasons"] = array(event.rejected), array(event.reasons)
-    return joined(FEEDBACK_FIELDS(fields))
+def feedback_row(event: Feedback) -> tuple[object, ...]:
+    """Return the event as FEEDBACK_COLUMNS."""
+    return (
+        event.event_id,
+        event.kind,
+        event.response_id,
+        event.conversation_id,
+        event.turn_id,
+        event.user_id,
+        event.value,
+        event.text,
+        event.name,
+        array(event.rejected) if event.rejected else EMPTY,
+        array(event.reasons) if event.reasons else EMPTY,
+        event.occurred_at,
+        event.received_at,
+        event.signed,
+    )

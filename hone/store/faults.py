@@ -14,6 +14,9 @@ TRANSIENT = ("08", "25P03", "40", "53", "55P03", "57")
 DATABASE_ERRORS = (DBAPIError, psycopg2.Error)
 
 
+UNIQUE_VIOLATION = "23505"
+
+
 class Fault(StrEnum):
     """What to do about an error of the database."""
 
@@ -37,3 +40,9 @@ def fault_of(error: BaseException) -> Fault:
         return Fault.TRANSIENT
     # psycopg2 raises the bare class, without a code, when the server vanishes in the middle of COPY.
     return Fault.TRANSIENT if not code and type(original) is psycopg2.DatabaseError else Fault.OTHER
+
+
+def is_taken(error: BaseException) -> bool:
+    """Say whether a row with the same key was there already."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(original, "pgcode", None) == UNIQUE_VIOLATION

@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from hone.errors import Conflict, Fenced
+from hone.store.engine import BY_INDEX
 from hone.store.locks import SHARE_WITH_ERASURE
 
 
@@ -66,7 +67,7 @@ WHERE held.consumer_group = :group_name AND held.incarnation = :incarnation
 
 # A zombie that was stopped right here must not hold the rows, and with them its successor, for ever. An erasure waits
 # for us, or we for it: see `hone.store.locks`.
-BEGIN = f"SET LOCAL idle_in_transaction_session_timeout = '20s'; {SHARE_WITH_ERASURE}"
+BEGIN = f"{BY_INDEX}; SET LOCAL idle_in_transaction_session_timeout = '20s'; {SHARE_WITH_ERASURE}"
 
 
 def claim_partitions(

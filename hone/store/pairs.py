@@ -9,6 +9,7 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from hone.store.engine import BY_INDEX
 from hone.store.erasure import ERASED
 from hone.store.locks import SHARE_REVISIONS, SHARE_WITH_ERASURE
 from hone.store.tables import REVISIONS, FeedbackStateRow, PreferencePairRow, ResponseRow, UnaryLabelRow
@@ -89,15 +90,12 @@ DELETE FROM dirty_turn USING (
 ) AS taken WHERE dirty_turn.turn_id = taken.turn_id RETURNING dirty_turn.turn_id
 """
 
-# On small or unanalysed tables the planner reads them whole, at 20 to 40 times the cost.
-PLANNER = "SET LOCAL enable_seqscan = off; SET LOCAL random_page_cost = 1.1"
-
 LOCK_TURNS = "SELECT pg_advisory_xact_lock(key) FROM unnest(CAST(:keys AS bigint[])) AS key"
 
 
 def begin_pair_transaction(session: Session) -> None:
     """Call it first: plans that use the indexes, and no erasure and no watermark before this transaction ends."""
-    session.execute(text(f"{PLANNER}; {SHARE_WITH_ERASURE}; {SHARE_REVISIONS}"))
+    session.execute(text(f"{BY_INDEX}; {SHARE_WITH_ERASURE}; {SHARE_REVISIONS}"))
 
 
 def take_dirty_turns(session: Session, limit: int) -> list[UUID]:

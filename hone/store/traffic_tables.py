@@ -156,6 +156,8 @@ class ErasureRow(Base):
     requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
     completed_at: Mapped[datetime | None]
     counts: Mapped[dict[str, Any]]
+    erasure_no: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    "Rises from person to person in the order of the commits: readers ask for what came since."
 
 
 class AuditRow(Base):

@@ -315,3 +315,37 @@ def test_a_batch_that_begins_during_an_erasure_waits_and_leaves_the_person_out(s
 def erase(sessions: Sessions) -> dict[str, int]:
     with sessions.begin() as session:
         return erase_user(session, uid("ann"), actor="test", now=at(99))
+
+
+def test_an_event_that_a_neighbour_stores_at_the_same_time_is_one_row_and_a_duplicate(sessions: Sessions) -> None:
+    """Our look cannot see it, and our COPY meets it: the batch is tried again, and loses nothing else."""
+    twin, mine = feedback("thumbs", "a", value=1), feedback("thumbs", "b", value=1)
+    ours = claim(sessions)
+    with sessions.begin() as session:
+        theirs = claim_partitions(session, Group("other", "broker-1"), "two", {FEEDBACK: 0})
+    with ThreadPoolExecutor(1) as pool, sessions() as neighbour:
+        store_batch(neighbour, Group("other", "broker-1"), sort_messages(messages(twin), theirs))
+        storing = pool.submit(store, sessions, ours, messages(mine, twin, b"poison"))
+        with pytest.raises(TimeoutError):
+            storing.result(0.5)
+        neighbour.commit()
+        outcome = storing.result(30)
+    assert (outcome.num_new, len(outcome.refused)) == (1, 1)
+    assert (count(sessions, FeedbackEventRow), count(sessions, DeadLetterRow)) == (2, 1)
+
+
+def test_a_number_that_no_column_holds_is_cut_out_alone(sessions: Sessions) -> None:
+    records = [response(f"r{n}") for n in range(5)]
+    records[3] = response("r3", num_prompt_tokens=1 << 70)
+    outcome = store(sessions, claim(sessions), messages(*records))
+    assert (outcome.num_new, [error.reason for _, error in outcome.refused]) == (4, ["database"])
+
+
+def test_the_same_event_with_another_time_is_one_row(sessions: Sessions) -> None:
+    first, again = (feedback("thumbs", "a", value=v, second=s, event_id=uid("e")) for v, s in ((1, 5), (-1, 90)))
+    claims = claim(sessions)
+    store(sessions, claims, messages(first, again))
+    store(sessions, claims, messages(again, start=5))
+    with sessions() as session:
+        assert session.execute(select(FeedbackEventRow.value, FeedbackEventRow.occurred_at)).all() == [(1.0, at(5))]
+        assert session.scalars(select(FeedbackStateRow.value)).all() == [1.0]
