@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count as counter
 from pathlib import Path
 
 import pytest
@@ -172,14 +173,14 @@ def test_a_zombie_that_wakes_up_after_its_successor_is_fenced(start: Start, log:
 def test_three_members_that_come_and_go_under_load_lose_and_double_nothing(
     start: Start, log: Log, rebalancing: str
 ) -> None:
-    how = {"HONE_INGEST__REBALANCING": rebalancing}
-    first = start(**how)
-    log.send(rebalancing, 1500)
-    second = start(**how)
-    wait_for(lambda: "hone_ingest_events_total{" in second.metrics(), 60)
+    how, parts = {"HONE_INGEST__REBALANCING": rebalancing}, counter()
+    first, second = start(**how), start(**how)
+    while second.value("hone_ingest_events_total") == 0:
+        log.send(f"{rebalancing}{next(parts)}", 100)
     third = start(**how)
+    log.send(f"{rebalancing}{next(parts)}", 500)
     first.process.send_signal(signal.SIGTERM)
-    log.send(f"{rebalancing}-more", 1500)
+    log.send(f"{rebalancing}{next(parts)}", 1500)
     assert first.process.wait(30) == 0
     log.assert_each_once()
     assert [program.process.poll() for program in (second, third)] == [None, None]
