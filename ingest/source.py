@@ -169,7 +169,8 @@ class Source:
             Retryable: the broker does not answer.
         """
         try:
-            if self.consumer.list_topics(timeout=BROKER_TIMEOUT_S).controller_id < 0:
+            cluster = self.consumer.list_topics(timeout=BROKER_TIMEOUT_S)
+            if cluster.controller_id not in cluster.brokers:
                 return {}
             names = TopicCollection(sorted(set(topics)))
             found = self.admin.describe_topics(names, request_timeout=BROKER_TIMEOUT_S)

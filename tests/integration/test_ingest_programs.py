@@ -132,3 +132,43 @@ def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
     wait_for(lambda: count(sessions, ResponseRow) == 1000)
     assert num_cut == 5
     assert program.process.poll() is None
+
+
+def test_on_sigterm_it_ends_soon_and_its_successor_reads_nothing_twice(
+    broker: str, sessions: Sessions, start: Start
+) -> None:
+    first = start("events", HONE_INGEST__MAX_ROWS="50")
+    produce(broker, *(response(f"r{n}") for n in range(3000)))
+    wait_for(lambda: count(sessions, ResponseRow) > 0)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(10) == 0
+    assert count(sessions, ResponseRow) < 3000, "it was stopped in the middle"
+    second = start("events")
+    wait_for(lambda: count(sessions, ResponseRow) == 3000)
+    assert second.value("hone_ingest_duplicates_total") == 0
+
+
+def test_as_the_victim_of_a_deadlock_it_waits_reads_again_and_keeps_its_membership(
+    broker: str, sessions: Sessions, start: Start
+) -> None:
+    program = start("events")
+    produce(broker, response("a", turn="t"))
+    wait_for(lambda: count(sessions, ResponseRow) == 1)
+    with sessions() as other:
+        other.execute(text("SET LOCAL deadlock_timeout = '60s'"))  # not this one shall give way
+        other.execute(text("UPDATE dirty_turn SET marked_at = now()"))
+        produce(broker, response("b", turn="t"), feedback("thumbs", "b", value=1))
+        wait_for(lambda: is_waiting(sessions))
+        other.execute(text("UPDATE consumer_offset SET updated_at = now()"))
+        other.rollback()
+    wait_for(lambda: (count(sessions, ResponseRow), count(sessions, FeedbackEventRow)) == (2, 1))
+    assert program.value("hone_ingest_retries_total") >= 1
+    assert program.value("hone_ingest_fenced_commits_total") == 0
+    assert program.process.poll() is None
+
+
+def is_waiting(sessions: Sessions) -> bool:
+    """Say whether ingest waits for somebody's lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hone-ingest' AND wait_event_type = 'Lock'"
+    with sessions() as session:
+        return bool(session.scalar(text(query)))
