@@ -14,7 +14,7 @@ from hone.datasets import SPLITS, FreezePolicy
 from hone.errors import ConfigError, NotEnoughData
 from hone.settings import Settings
 from hone.store.datasets import FEEDBACK, freeze_feedback, get_dataset, write_dataset
-from hone.store.models import get_model, stable_model
+from hone.store.models import STABLE, get_alias, get_model, stable_model
 from hone.store.runs import run_id_of
 from hone.weights import model_version_of, weights_digest
 from training.spec import KINDS, TABLES, Job, Method, RunSpec, load_spec
@@ -71,6 +71,7 @@ def make_job(session: Session | None, settings: Settings, spec: RunSpec) -> Job:
         spec=spec,
         base_version=base_version,
         base_directory=base_directory,
+        served_directory=served_directory(session),
         directory=directory,
         evaluation_data=evaluation_data(session, settings, spec, directory),
         golden_tests=absolute(settings.training.golden_tests),
@@ -88,6 +89,12 @@ def find_base(session: Session | None, base: str | None) -> tuple[str, Path]:
         raise ConfigError(f"base {base!r} is no directory, and there is no database to look it up in")
     row = get_model(session, base) if base else stable_model(session)
     return row.model_version, Path(row.directory)
+
+
+def served_directory(session: Session | None) -> Path | None:
+    """Return the directory of the stable model, or None: there is none."""
+    alias = get_alias(session, STABLE) if session is not None else None
+    return Path(get_model(session, alias.model_version).directory) if session is not None and alias else None
 
 
 def data_key(session: Session | None, spec: RunSpec) -> str:

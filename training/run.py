@@ -18,8 +18,9 @@ from hone.weights import model_version_of, weights_digest
 from training.evaluate import evaluate
 from training.export import export_model
 from training.fit import Task, fit
-from training.pairs import check_tokenizer, read_rows
-from training.policy import end_tokens, load_model
+from training.pairs import read_rows
+from training.policy import load_model
+from training.preflight import check_run, prepare_base
 from training.progress import Progress
 from training.result import TrainResult
 from training.spec import Job
@@ -52,8 +53,9 @@ def train_and_evaluate(job: Job) -> None:
     progress = Progress(job.directory / "progress.json")
     progress.stage("load")
     started = time.perf_counter()
+    job = job.model_copy(update={"base_directory": prepare_base(job.base_directory, job.directory)})
     model, tokenizer = load_model(job.base_directory)
-    check_tokenizer(tokenizer, end_tokens(model))
+    check_run(job, tokenizer, job.base_directory)
     rows = read_rows(job.directory / "data" / "train.jsonl")
     if not rows:
         raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no row: freeze a dataset first")

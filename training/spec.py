@@ -84,6 +84,8 @@ class RunSpec(Table):
     "Registered version or directory of the model to start from; null: the stable one."
     dataset: str | None = None
     "Id of a frozen dataset, or a directory with train.jsonl, dev.jsonl, test.jsonl."
+    tokenizer: Literal["as_served", "any"] = "as_served"
+    "`any` lets a base read and write other tokens than the model that serves now."
     adapter: Literal["lora", "qlora", "full"] = "lora"
     precision: Literal["fp32", "bf16"] = "fp32"
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
@@ -171,6 +173,8 @@ class Job(Table):
     spec: RunSpec
     base_version: str
     base_directory: Path
+    served_directory: Path | None = None
+    "Of the model that serves now: its tokenizer must be the base's."
     directory: Path
     "Holds `data/{train,dev,test}.jsonl`, and takes checkpoints, the model and `evaluation.json`."
     evaluation_data: Path | None = None

@@ -56,7 +56,13 @@ def run_spec(settings: Settings, spec: RunSpec) -> dict[str, Any]:
 
 
 def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
-    """Return what would be trained, from what, on how many rows, without training; the run's directory is written."""
+    """Return what would be trained, from what, on how many rows, without training; the run's directory is written.
+
+    Raises:
+        HoneError: the run could not start.
+    """
+    from training.preflight import inspect
+
     with optional_transaction(settings, spec) as session:
         job = make_job(session, settings, spec)
     rows = {split: len(read_rows(job.directory / "data" / f"{split}.jsonl")) for split in SPLITS}
@@ -66,6 +72,7 @@ def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
         "base_version": job.base_version,
         "base_directory": str(job.base_directory),
         "rows": rows,
+        **inspect(job),
         "spec": json.loads(spec.model_dump_json()),
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from hone.errors import ProgramFailed
+from hone.errors import ConfigError, ProgramFailed
 from training import checkpoint
 from training.fit import Task
 from training.result import TrainResult
@@ -24,6 +24,7 @@ CHECKPOINT = "checkpoint"
 """TRL's folders are named `checkpoint-<step>`."""
 KEPT = 2
 """One that is whole while the next is being written."""
+STEP_0_TOLERANCE = 1e-3
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}
 
 Figures = Callable[[Mapping[str, float]], dict[str, float]]
@@ -141,12 +142,17 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._result.history[:] = [self._figures(logs) for logs in state.log_history if "loss" in logs]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Take one step's figures. Raises ProgramFailed on a loss that is no number."""
+        """Take one step's figures. Raises ProgramFailed on a loss that is no number, ConfigError on a wrong start."""
         if not logs or "loss" not in logs:
             return
         step = self._figures(logs)
         if not math.isfinite(step["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
             raise ProgramFailed(f"the loss is {step['loss']} at step {state.global_step}: lower learning_rate")
+        if not self._result.history and abs(step.get("margin", 0.0)) > STEP_0_TOLERANCE:
+            raise ConfigError(
+                f"the first step's margin is {step['margin']:.4f} and not 0 (loss ln 2): policy and reference differ "
+                "before training; merge the base's adapter into it first"
+            )
         self._result.history.append(step)
         shown = {name: step[name] for name in ("loss", "margin", "reward") if name in step}
         self._task.progress.step(state.global_step, state.max_steps, **shown)
