@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when torch and the hub's client are imported, which happens below.
     os.environ.update({**QUIET, **{key: value for key, value in os.environ.items() if key in QUIET}})
     try:
-        check(options) if options.command == "check" else run(options)
+        {"check": check, "recipe": recipe, "run": run}[options.command](options)
     except HoneError as error:
         print(f"training failed: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | NotEnoughData) else 3
@@ -43,9 +43,11 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="train and evaluate; goes on where an earlier try ended")
     run.add_argument("spec", type=Path, help="a spec (TOML), or the job.json that a retraining wrote")
     run.add_argument("--dry-run", action="store_true", help="show what would be trained, and stop")
+    recipe = commands.add_parser("recipe", help="several runs, each from what an earlier one made")
+    recipe.add_argument("file", type=Path, help="configs/recipes/*.toml")
     check = commands.add_parser("check", help="check the configured spec of a method")
     check.add_argument("method", choices=get_args(Method))
-    for command in (run, check):
+    for command in (run, recipe, check):
         command.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     return parser
 
@@ -55,6 +57,13 @@ def check(options: argparse.Namespace) -> None:
     spec = spec_of(load_settings(), options.method, read_overrides(options.changes))
     check_complete(spec)
     print(spec.model_dump_json(indent=1))
+
+
+def recipe(options: argparse.Namespace) -> None:
+    """Do a recipe's stages. Raises like `run_recipe`."""
+    from training.recipe import run_recipe
+
+    print(json.dumps(run_recipe(load_settings(), options.file, read_overrides(options.changes)), indent=1))
 
 
 def run(options: argparse.Namespace) -> None:
