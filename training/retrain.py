@@ -20,18 +20,22 @@ from sqlalchemy.orm import Session
 
 from hone import gates
 from hone.errors import ConfigError, Conflict, NotEnoughData, ProgramFailed
+from hone.plan.facts import Labels
+from hone.plan.tables import load_tables
 from hone.records import Verdict
 from hone.settings import Settings, read_toml
 from hone.store.datasets import freeze_feedback
 from hone.store.engine import make_engine, make_sessions
 from hone.store.evaluations import add_evaluations, list_evaluations
+from hone.store.label_counts import count_labels
 from hone.store.models import get_model, may_reach_traffic, register_model, set_verdict
 from hone.store.requests import claim_request, finish_request
 from hone.store.rollouts import create_rollout
 from hone.store.runs import fail_run, finish_run, get_run, start_run
 from hone.store.tables import RetrainRequestRow, RolloutRow, TrainingRunRow
+from training.choose import AUTO, choose
 from training.jobs import freeze_policy, make_job, spec_of
-from training.spec import KINDS, Job, Method, load_job
+from training.spec import KINDS, Job, Method, load_job, merged
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ def freeze(settings: Settings, request_id: str) -> str:
     with transaction(settings) as session:
         request = get_request(session, request_id)
         if request.dataset_id is None:
+            settle_method(session, request)
             kind, policy = KINDS[method_of(request)][0], freeze_policy(settings)
             request.dataset_id = freeze_feedback(session, kind=kind, watermark=request.watermark, policy=policy)
         return request.dataset_id
@@ -180,6 +185,15 @@ def prepare(session: Session, settings: Settings, request: RetrainRequestRow) ->
         now=utc_now(),
     )
     return job, row.status == "done" and (job.directory / "evaluation.json").exists()
+
+
+def settle_method(session: Session, request: RetrainRequestRow) -> None:
+    """Let the labels choose the method of a request that leaves it to them; the request's own keys win."""
+    if request.method != AUTO:
+        return
+    method, overrides, why = choose(Labels(**count_labels(session)), load_tables())
+    logger.info("request %s: %s, since %s", request.request_id, method, why)
+    request.method, request.spec = method, merged(overrides, request.spec)
 
 
 def method_of(request: RetrainRequestRow) -> Method:

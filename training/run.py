@@ -82,7 +82,7 @@ def train_policy(task: Task, job: Job) -> dict[str, Any]:
     """Train a policy, export it, and return what it can do beside its base."""
     result = fit(task)
     challenger = export_model(result.model, task.tokenizer, job.directory / MODEL)
-    measured = evaluate(job, challenger, load_model(job.base_directory), task.progress)
+    measured = evaluate(job, challenger, load_model(champion_directory(job)), task.progress)
     digest = weights_digest(job.directory / MODEL)
     return {
         "model_version": model_version_of(digest),
@@ -90,6 +90,14 @@ def train_policy(task: Task, job: Job) -> dict[str, Any]:
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
         "training": summary(result, len(task.rows)),
     }
+
+
+def champion_directory(job: Job) -> Path:
+    """Return the model to beat: what serves now; the base where nothing serves, or what serves reads other tokens."""
+    served = job.served_directory
+    if served is None or not served.is_dir() or job.spec.tokenizer == "any":
+        return job.base_directory
+    return prepare_base(served, job.directory / "champion")
 
 
 def stop_rule_measurements(result: TrainResult) -> dict[str, float]:

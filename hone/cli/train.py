@@ -41,13 +41,21 @@ def train(
 def check_spec(method: str, changes: tuple[str, ...]) -> None:
     """Raise ConfigError where the training spec with these changes is wrong; without the checkout only a note is made.
 
-    The spec's rules live with the trainer, which the library does not import.
+    For `auto` the labels choose the method only when training starts, so that its changes are checked as DPO's. The
+    spec's rules live with the trainer, which the library does not import.
     """
     try:
         root = checkout()
     except ConfigError:
         return click.echo("the changes are checked when training starts: no trainer is installed here", err=True)
-    command = [sys.executable, "-m", "training", "check", method, *(f"--set={item}" for item in changes)]
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "check",
+        "dpo" if method == "auto" else method,
+        *(f"--set={item}" for item in changes),
+    ]
     done = subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(done.stderr.strip().removeprefix("training failed: "))

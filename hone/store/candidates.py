@@ -83,15 +83,14 @@ def demonstration_candidates(session: Session, watermark: int | None) -> list[Ca
 def prompt_candidates(session: Session, watermark: int | None) -> list[Candidate]:
     """Return the prompt of each turn that somebody gave feedback on, once."""
     turns = union(*(rated_turns(table, watermark) for table in (PreferencePairRow, UnaryLabelRow))).subquery()
-    statement = (
-        select(ResponseRow)
-        .where(ResponseRow.turn_id.in_(select(turns.c.turn_id)))
-        .distinct(ResponseRow.turn_id)
-        .order_by(ResponseRow.turn_id, ResponseRow.response_id)
-    )
+    statement = select(ResponseRow).where(ResponseRow.turn_id.in_(select(turns.c.turn_id)))
+    statement = statement.order_by(ResponseRow.turn_id, ResponseRow.response_id.desc())
+    first = {response.turn_id: response for response in session.scalars(statement)}
     return [
-        Candidate(**{**answer_facts(response), "is_whole": True}, kind="prompts", source="prompt")
-        for response in session.scalars(statement)
+        Candidate(
+            **{**answer_facts(response), "is_whole": True}, kind="prompts", source="prompt", user_id=response.user_id
+        )
+        for response in first.values()
     ]
 
 
@@ -105,7 +104,6 @@ def answer_facts(response: ResponseRow) -> dict[str, Any]:
     """Return what a candidate takes over from the one answer that it is about."""
     return {
         "prompt": messages_of(response.messages),
-        "user_id": response.user_id,
         "turn_id": response.turn_id,
         "response_id": response.response_id,
         "licenses": frozenset([response.license] if response.license is not None else []),

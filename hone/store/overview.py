@@ -13,7 +13,7 @@ from hone.settings import Settings
 from hone.store.dead_letters import count_dead_letters
 from hone.store.models import STABLE, get_alias
 from hone.store.pairs import backlog
-from hone.store.requests import count_new_pairs
+from hone.store.requests import count_new_labels, count_new_pairs
 from hone.store.rollouts import last_ended, live_rollout
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import (
@@ -49,8 +49,13 @@ def overview(session: Session, settings: Settings, now: datetime) -> Facts:
 
 
 def trigger_view(session: Session, settings: Settings, now: datetime) -> Look:
-    """Return what the trigger sees now: labels count for KTO, else pairs."""
-    counts = count_new_pairs(session, now, settings.trigger.max_user_pairs)
+    """Return what the trigger sees now: labels count for KTO, for `auto` whichever there are more of, else pairs."""
+    counters = {"kto": (count_new_labels,), "auto": (count_new_pairs, count_new_labels)}
+    found = [
+        counter(session, now, settings.trigger.max_user_pairs)
+        for counter in counters.get(settings.trigger.method, (count_new_pairs,))
+    ]
+    counts = max(found, key=lambda one: one.num_pairs)
     return look(counts, settings.trigger, Switches(settings.mode == "active", is_on(session, FREEZE)))
 
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from hone.datasets import FreezePolicy
+from hone.datasets import FreezePolicy, Kind
 from hone.errors import Conflict, InvalidEvent, NotEnoughData
 from hone.store.datasets import (
     freeze_feedback,
@@ -18,8 +18,8 @@ from hone.store.datasets import (
     split_history,
     write_dataset,
 )
-from hone.store.tables import DatasetItemRow, ErasureRow, PreferencePairRow, ResponseRow
-from tests.support.pairs import NOW, add_edit, add_pair
+from hone.store.tables import DatasetItemRow, ErasureRow, PreferencePairRow, ResponseRow, UnaryLabelRow
+from tests.support.pairs import NOW, add_edit, add_label, add_pair
 from tests.support.training import person, question, row, write_rows
 
 Sessions = sessionmaker[Session]
@@ -47,6 +47,46 @@ def test_a_dataset_is_rebuilt_byte_for_byte_after_people_changed_their_minds(ses
         assert len(rebuilt) == 31
         assert rebuilt == all_bodies(session, dataset_id)
         assert any("Corrected" in body for body in rebuilt)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("labels", 6), ("demonstrations", 3), ("prompts", 14)], ids=["labels", "edits", "prompts"]
+)
+def test_other_kinds_are_frozen_with_their_events_and_rebuilt_byte_for_byte(
+    sessions: Sessions, kind: Kind, number: int
+) -> None:
+    with sessions.begin() as session:
+        for turn in range(5):
+            add_pair(session, turn)
+        for turn in range(5, 8):
+            add_edit(session, turn, f"Corrected {turn}.")
+        for turn in range(8, 14):
+            add_label(session, turn, good=turn % 2 > 0)
+        dataset_id = freeze_feedback(session, kind=kind, watermark=None, policy=OPEN)
+    with sessions.begin() as session:
+        session.execute(update(UnaryLabelRow).values(active=False))
+        session.execute(update(PreferencePairRow).values(active=False))
+    with sessions() as session:
+        bodies = [json.loads(body) for body in all_bodies(session, dataset_id)]
+        assert rebuild(session, dataset_id) == all_bodies(session, dataset_id)
+        assert get_dataset(session, dataset_id).kind == kind
+        items = list(session.scalars(select(DatasetItemRow)))
+    assert len(bodies) == number
+    texts = {"labels": {"completion", "label"}, "demonstrations": {"completion"}, "prompts": set()}[kind]
+    assert all({"completion", "label", "chosen"} & set(body) == texts for body in bodies)
+    assert all(body["prompt"] and body["user_id"] for body in bodies)
+    if kind != "prompts":
+        assert all(item.event_ids for item in items), "each row names what made it"
+
+
+def test_a_prompt_held_out_once_is_held_out_from_every_kind(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        for turn in range(30):
+            add_pair(session, turn)
+        freeze(session)
+        before = split_history(session)
+        freeze_feedback(session, kind="prompts", watermark=None, policy=OPEN)
+        assert split_history(session) == before
 
 
 def test_freezing_again_makes_no_second_dataset_and_the_same_files(sessions: Sessions, tmp_path: Path) -> None:

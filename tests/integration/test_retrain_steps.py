@@ -18,7 +18,7 @@ from hone.store.evaluations import list_evaluations
 from hone.store.models import get_model, import_model, override_gates, set_alias
 from hone.store.requests import open_request
 from hone.store.tables import DatasetRow, ModelVersionRow, RetrainRequestRow, RolloutRow, TrainingRunRow
-from tests.support.pairs import add_pair
+from tests.support.pairs import add_label, add_pair
 from tests.support.tiny_model import make_tiny_model
 from tests.support.training import person, row, write_rows
 from training import retrain
@@ -131,6 +131,26 @@ def test_a_retraining_from_claim_to_rollout_with_every_step_repeated(sessions: S
     assert retrain.start_rollout(settings, run_id, "run-3") == rollout_id
     assert request_row(sessions, again).status == "done", "the request that this DAG run claimed has ended"
     assert (count(sessions, ModelVersionRow), count(sessions, TrainingRunRow), count(sessions, DatasetRow)) == (2, 1, 1)
+
+
+@pytest.mark.slow
+def test_lone_thumbs_are_retrained_on_by_kto_when_the_labels_choose(sessions: Sessions, settings: Settings) -> None:
+    with sessions.begin() as session:
+        for turn in range(80):
+            add_label(session, turn, good=turn % 3 > 0)
+        open_request(session, crossing="a", reason="test", method="auto", spec={"kto": {"min_rows": 4}})
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    dataset_id = retrain.freeze(settings, request_id)
+    with sessions() as session:
+        dataset = get_dataset(session, dataset_id)
+        assert (dataset.kind, dataset.num_train > 20) == ("labels", True)
+    assert request_row(sessions, request_id).method == "kto"
+    run_id = retrain.train(settings, request_id)
+    version = retrain.judge(settings, run_id)
+    with sessions() as session:
+        assert session.get_one(TrainingRunRow, run_id).method == "kto"
+        assert get_model(session, version).status == "rejected", "nobody's pairs could judge it"
 
 
 @pytest.mark.slow

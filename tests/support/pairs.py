@@ -6,7 +6,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy.orm import Session
 
-from hone.store.tables import FeedbackEventRow, FeedbackStateRow, PreferencePairRow, ResponseRow
+from hone.store.tables import FeedbackEventRow, FeedbackStateRow, PreferencePairRow, ResponseRow, UnaryLabelRow
 from tests.support.training import SPACE, candidate, person, question
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -85,6 +85,27 @@ def add_edit(session: Session, turn: int, text: str) -> PreferencePairRow:
         signed=True,
         active=True,
     )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def add_label(session: Session, turn: int, *, good: bool, **fields: Any) -> UnaryLabelRow:
+    """An answer and the thumb of the turn's person."""
+    texts = candidate(turn)
+    answer = add_answer(session, f"rated {turn}", turn, texts.chosen if good else texts.rejected)
+    add_event(session, "thumbs", answer, turn, value=1.0 if good else -1.0)
+    values: dict[str, Any] = {
+        "response_id": answer,
+        "user_id": person(turn),
+        "turn_id": uuid5(SPACE, f"turn {turn}"),
+        "label": good,
+        "weight": 1.0,
+        "reasons": [],
+        "signed": True,
+        "active": True,
+    }
+    row = UnaryLabelRow(**(values | fields))
     session.add(row)
     session.flush()
     return row
