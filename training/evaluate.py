@@ -29,7 +29,7 @@ Chat = list[dict[str, str]]
 Measured = dict[str, dict[str, float]]
 
 HELD_OUT = ("test", "dev")
-"""Nothing is chosen by dev today, so both measure; a method that stops early by dev must leave it out here."""
+"""Both measure, unless a run chose its checkpoint by dev."""
 EQUAL_LENGTH = 0.1
 """Largest difference of log lengths of two answers that count as equally long."""
 SCORING_BATCH = 32
@@ -94,14 +94,15 @@ def read_exam(job: Job) -> Exam:
     """Return what is asked: held-out prompts of people first, then the operator's own."""
     trained = [text_of(row["prompt"]) for row in read_rows(job.directory / "data" / "train.jsonl")]
     rows = {split: read_split(job.evaluation_data, split) for split in ("train", "dev", "test")}
-    held_out = {split: without_overlap(rows[split], trained) for split in HELD_OUT}
+    splits = HELD_OUT if job.spec.stop.patience is None else HELD_OUT[:1]
+    held_out = {split: without_overlap(rows[split], trained) for split in splits}
     golden, general = read_checks(job.golden_tests), read_checks(job.general_prompts)
-    prompts = [row["prompt"] for split in HELD_OUT for row in held_out[split]]
+    prompts = [row["prompt"] for split in splits for row in held_out[split]]
     prompts += [check.prompt for check in golden]
     unique = list({text_key(text_of(prompt)): prompt for prompt in prompts}.values())
     return Exam(
         people=[row for split in rows.values() for row in split],
-        held_out=[row for split in HELD_OUT for row in held_out[split]],
+        held_out=[row for split in splits for row in held_out[split]],
         prompts=unique[: job.spec.evaluation.num_prompts],
         checks=golden + general,
     )

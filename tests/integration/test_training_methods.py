@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.datasets import FreezePolicy
@@ -14,12 +16,13 @@ from hone.store.datasets import freeze_feedback
 from hone.store.models import get_model, import_model, set_alias
 from hone.store.runs import get_run
 from tests.support.pairs import add_edit
-from tests.support.training import QUICK, make_job, row
+from tests.support.training import QUICK, make_job, row, write_rows
 from training.__main__ import main
 from training.generate import Decoding, generate
 from training.policy import load_model
 from training.progress import Progress
 from training.reward_set import load_objectives
+from training.run import run_job
 from training.spec import load_spec
 from training.start import describe, run_spec
 
@@ -61,6 +64,35 @@ def test_a_policy_is_trained_exported_reloaded_and_answers(
     assert answer.num_tokens
     before, after = (dict(load_model(place)[0].named_parameters()) for place in (tiny_base, tmp_path / "run" / "model"))
     assert any(not weight.equal(after[name]) for name, weight in before.items()), "something was learnt"
+
+
+def test_a_run_stops_when_dev_gets_no_better_and_keeps_the_best_checkpoint(tiny_base: Path, tmp_path: Path) -> None:
+    """The dev rows say the opposite of what is learnt, so that the first look is the best."""
+    swapped = [{**row(k), "chosen": row(k)["rejected"], "rejected": row(k)["chosen"]} for k in range(20, 26)]
+    recipe = {"method": "dpo", "engine": "trl", "sft_weight": 0, "steps": 20, "learning_rate": 1e-2}
+    job = make_job(tmp_path / "run", tiny_base, [row(k) for k in range(12)], **recipe, stop={"patience": 2})
+    write_rows(tmp_path / "run" / "data" / "dev.jsonl", swapped)
+    run_job(job)
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report["training"]["num_steps"] == 6, "best at 2, no better at 4 and 6"
+    best = load_file(tmp_path / "run" / "trl" / "checkpoint-2" / "adapter_model.safetensors")
+    state = json.loads((tmp_path / "run" / "trl" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]).name == "checkpoint-2"
+    whole = load_model(tmp_path / "run" / "model")[0].state_dict()
+    base = load_model(tiny_base)[0].state_dict()
+    name = "model.layers.0.self_attn.q_proj"
+    lora = [best[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB"]
+    assert torch.allclose(whole[f"{name}.weight"], base[f"{name}.weight"] + 2 * lora[1] @ lora[0], atol=1e-6)
+
+
+def test_a_policy_that_buys_reward_with_what_nobody_rewards_is_stopped(tiny_base: Path, tmp_path: Path) -> None:
+    rules = {"window": 2, "max_held_out_drop": 0.02}
+    recipe = {"method": "ppo", **SAMPLED, "ppo": {"minibatch_size": 8}, "batch_size": 16, "adapter": "full"}
+    make_job(tmp_path / "run", tiny_base, [row(0)], **recipe, steps=20, learning_rate=1e-2, stop=rules)
+    assert main(["run", str(tmp_path / "run" / "job.json")]) == 0
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "fired_at_reward_hacking" in report["measured"]["stop_rules"]
+    assert report["training"]["num_steps"] < 20
 
 
 def test_reward_models_are_trained_one_for_each_objective_reloaded_and_score(tiny_base: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hone.errors import ConfigError, ProgramFailed
 from tests.support.training import QUICK, make_task, row
 from training.adapter import trainable
 from training.dpo import Run, dpo_loss, learning_rate, plan_batches, train_dpo
+from training.losses import LOSSES
 from training.pairs import TokenPair, encode_pairs
 from training.policy import answer_logps, check_parity, load_model
 from training.progress import Progress
@@ -105,6 +106,34 @@ def test_log_probabilities_and_loss_agree_with_trl(loaded: tuple[Any, Any], tmp_
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
     assert figures["chosen_logps"] == pytest.approx(trainer._metrics["train"]["logps/chosen"][-1], abs=1e-4)
     assert figures["margin"] == pytest.approx(trainer._metrics["train"]["rewards/margins"][-1], abs=1e-4)
+
+
+def test_every_loss_is_trls_of_that_name(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    from training.trl_dpo import make_trainer
+
+    model, tokenizer = loaded
+    pairs = encode(tokenizer, 4)
+    trainer = make_trainer(make_task((model, tokenizer), tmp_path, [], engine="trl", batch_size=4), pairs)
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    with trainer.model.disable_adapter():
+        reference = reference_logps(
+            trainer.model, pairs, set(range(4)), tokenizer.pad_token_id, Progress(tmp_path / "p.json")
+        )
+    inputs = trainer.data_collator([trainer.train_dataset[k] for k in range(4)])
+    seen = set()
+    for loss in LOSSES:
+        smoothing = 0.1 if loss in ("robust", "exo_pair") else 0.0
+        settings = spec(batch_size=4, sft_weight=0, preference={"loss": loss, "label_smoothing": smoothing})
+        trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = [loss], [1.0], smoothing
+        theirs = trainer.compute_loss(trainer.model, dict(inputs)).item()
+        compared = [(pairs[k], reference[k]) for k in range(4)]
+        ours, _ = dpo_loss(trainer.model, compared, settings, tokenizer.pad_token_id)
+        assert ours.item() == pytest.approx(theirs, abs=1e-4, rel=1e-4), loss
+        seen.add(round(theirs, 5))
+    assert len(seen) == len(LOSSES), "no two are the same"
 
 
 def test_the_trl_engine_runs_the_same_spec_and_refuses_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_overrides_of_a_request_replace_single_keys(tmp_path: Path) -> None:
         pytest.param({"reward": {"margin": 1}}, r"dpo does not read \[reward\]", id="a table of another method"),
         pytest.param({"preference": {"label_smoothing": 0.1}}, "does nothing", id="smoothing that sigmoid ignores"),
         pytest.param({"micro_batch_size": 3}, "no multiple", id="batches that do not add up"),
+        pytest.param({"stop": {"patience": 2}}, "needs a loss on dev", id="early stopping that the engine has not"),
         pytest.param({"adapter": "qlora"}, "native engine has", id="what the native engine lacks"),
         pytest.param({"method": "kto", "engine": "trl", "batch_size": 2}, "batches of 4", id="a KTO batch too small"),
         pytest.param(
@@ -72,6 +73,8 @@ def test_a_job_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_method_that_learns_from_rewards_must_name_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a reward"):
         check_complete(RunSpec(method="ppo"))
+    with pytest.raises(ConfigError, match="not built yet"):
+        check_complete(RunSpec(method="sft", engine="trl", adapter="qlora"))
     check_complete(RunSpec(method="ppo", rewards=Rewards(functions={"a:b": 1})))
     with pytest.raises(ConfigError, match="train a reward model first"):
         check_complete(RunSpec(method="rloo", rewards=Rewards(models={str(tmp_path / "none"): 1})))
