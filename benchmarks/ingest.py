@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks import ingest_loops as loops
+from benchmarks.ingest_flow import latency, scaling
 from benchmarks.ingest_growth import Growth, measure
 from benchmarks.ingest_world import SHORT_BOTH, SHORT_FEEDBACK, Cost, Messages, World, describe, produce, world
 from benchmarks.result import Target, report, say
@@ -149,6 +150,8 @@ def main() -> int:
             growth.append(measure(servers, size, arguments.rounds, SEED))
             say(f"growth: {growth[-1]}")
         figures: dict[str, Any] = {"servers": describe(servers)}
+        figures["messages_per_s_by_processes"] = scaling(servers, len(messages.feedback) + len(messages.responses))
+        figures["latency"] = latency(servers, messages.responses)
     ratios = ratios_of(costs)
     figures |= {
         "loops": {name: [cost.as_dict() for cost in found] for name, found in costs.items()},

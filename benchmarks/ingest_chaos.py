@@ -129,8 +129,10 @@ def run(seed: int, num_events: int, num_faults: int, members: int, minutes: floa
         logs = {"fenced": "fenced:", "waits": "waiting ", "refusals": "Error: ", "defects": "Traceback"}
         counts = {name: count_lines(Path(folder), words) for name, words in logs.items()}
         bad = {code: number for code, number in scene.ended.items() if code not in (0, -9)}
-        for path in Path(folder).glob("ingest-*.log") if bad else ():
-            say(f"{path.name}: {path.read_text(errors='replace')[-1500:]}")
+        for path in Path(folder).glob("ingest-*.log"):
+            log = path.read_text(errors="replace")
+            if bad or "Traceback" in log:
+                say(f"{path.name}: {log[-3000:]}")
     if load.errors:
         raise HoneError(f"the load is not what was planned: {load.errors[:3]}")
     sent = {"events": load.num_sent, "sent_twice": load.num_twice, "poison": load.num_poison}
@@ -159,6 +161,7 @@ def main() -> int:
         "events": Target(figures["events"], ">=", chosen.events),
         "faults": Target(figures["faults"], ">=", chosen.faults),
         "stopped_by_themselves": Target(sum(figures["stopped_by_themselves"].values()), "==", 0),
+        "defects": Target(figures["defects"], "==", 0),
     }
     return report({**figures, "rebalancing": rebalancing}, targets, seeds=[chosen.seed])
 

@@ -33,6 +33,7 @@ RESPONSES_PER_FEEDBACK = 0.68
 USERS = [uuid4() for _ in range(5000)]
 TEXT = "The refund was sent on the day of the request; it takes three to five working days to show on your card. "
 POSTGRES = {**SERVER_SETTINGS, "shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "60min"}
+POSTGRES["track_commit_timestamp"] = "on"
 """Durable (fsync, full page writes); no checkpoint falls into a measurement."""
 
 
