@@ -32,6 +32,7 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
             "backfill": "Store months of history from files or a topic, once however often it is run",
             "import-pairs": "Freeze an offline file of preference pairs as a dataset",
             "replay": "Run recorded conversations through the live gateway, as a real client would",
+            "archive": "Move old feedback, but for edits, into compressed files that `hone backfill` can store again",
             "erase-user": "Forget a person: texts, feedback, pairs, dataset rows; models are marked",
             "keys": "Keys of the HTTP API: create, list, revoke",
         },

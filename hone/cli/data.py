@@ -1,10 +1,11 @@
-"""Commands of feedback and data: pairs, dead-letters, streams, backfill, import-pairs, replay, erase-user, keys."""
+"""Commands of feedback and data: pairs, dead letters, history in and out, imports, replay, erasure, keys."""
 
 from pathlib import Path
 
 import click
 import msgspec
 
+from hone.cli.archive import archive
 from hone.cli.context import (
     actor_option,
     current_settings,
@@ -217,4 +218,4 @@ def keys_revoke(prefix: str, reason: str, actor: str) -> None:
     click.echo(f"key {name} is revoked")
 
 
-commands = (pairs, dead_letters, streams, backfill, import_pairs, replay, erase_user, keys)
+commands = (pairs, dead_letters, streams, backfill, import_pairs, replay, archive, erase_user, keys)

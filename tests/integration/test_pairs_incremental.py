@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, select, text
@@ -16,12 +17,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from hone.records import Feedback, Response
 from hone.settings import Pairs
+from hone.store.erasure import erase_user
 from hone.store.events import mark_dirty, store_events
 from hone.store.pairs import Answer, Signal, begin_pair_transaction
 from hone.store.tables import DirtyTurnRow, PreferencePairRow, UnaryLabelRow
 from ingest.pair_worker import derive_batch
 from ingest.pairing import derive
-from tests.support.events import feedback, response, uid
+from tests.support.events import at, feedback, response, uid
 
 Sessions = sessionmaker[Session]
 Record = Response | Feedback
@@ -150,6 +152,27 @@ def test_any_arrival_order_in_any_batches_gives_the_pairs_of_a_full_derivation(
         work(sessions)
     drain(sessions)
     assert held(sessions, turns_of(history)) == recomputed(history)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=histories(), cuts=st.lists(st.integers(0, 16), min_size=1, max_size=4), when=st.integers(0, 3))
+def test_a_person_who_is_erased_at_any_moment_leaves_the_pairs_of_the_others(
+    sessions: Sessions, history: list[Record], cuts: list[int], when: int
+) -> None:
+    """Bob, since the answers are Ann's. What he sends later, or what arrives late, counts no more."""
+    bob = uid(f"bob{next(NUMBERS)}")
+    history = [
+        msgspec.structs.replace(record, user_id=bob) if record.user_id == uid("bob") else record for record in history
+    ]
+    edges = [0, *sorted(cuts), len(history)]
+    for number, (start, end) in enumerate(pairwise(edges)):
+        store(sessions, history[start:end])
+        if number == min(when, len(cuts)):
+            with sessions.begin() as session:
+                erase_user(session, bob, actor="test", now=at(99))
+        work(sessions)
+    drain(sessions)
+    assert held(sessions, turns_of(history)) == recomputed([r for r in history if r.user_id != bob])
 
 
 def busy_history(num_turns: int) -> list[Record]:
