@@ -128,6 +128,16 @@ DRIFT_THRESHOLD_LOG = Gauge(
 DRIFT_MEAN = Gauge(
     "hone_drift_mean_ratio", "Mean of a stream, in [0, 1]: at the baseline, and of late.", ["stream", "of"]
 )
+CAPTURE_EVENTS = Gauge(
+    "hone_capture_events",
+    "Feedback of the last 24 hours: seen, and usual for the answers of these hours.",
+    ["kind", "of"],
+)
+CAPTURE_LOG_E = Gauge("hone_capture_log_e", "Log evidence that less of a kind comes in than is usual.", ["kind"])
+CAPTURE_THRESHOLD_LOG = Gauge(
+    "hone_capture_threshold_log", "Log evidence that raises the alarm: ln(hours between false ones)."
+)
+CAPTURE_BASELINE_RATIO = Gauge("hone_capture_baseline_ratio", "How much of its past a kind has.", ["kind"])
 MONITOR_SECONDS = Histogram("hone_monitor_seconds", "One look at the database.", buckets=SECONDS)
 MONITOR_FAILURES = Counter("hone_monitor_failures_total", "Looks that failed.", ["reason"])
 MONITOR_SUCCEEDED_AT = Gauge("hone_monitor_success_timestamp_seconds", "When a look last succeeded.")

@@ -21,6 +21,7 @@ from hone.settings import Settings
 from hone.store.facts import Facts, Position, read_facts, read_thumbs
 from hone.store.faults import Fault, fault_of
 from monitoring import drift
+from monitoring.capture import CaptureWatch, show_capture
 from monitoring.gauges import show_drift, show_facts, show_settings
 from monitoring.rewards import Rewards
 
@@ -62,6 +63,7 @@ class Monitor:
     model_version: str | None = None
     position: Position | None = None
     streams: dict[str, drift.Stream] = field(default_factory=dict)
+    capture: CaptureWatch = field(default_factory=CaptureWatch)
 
     def look(self, now: datetime) -> None:
         """Read once and set every gauge.
@@ -71,7 +73,9 @@ class Monitor:
         """
         with reading(self.sessions) as session:
             facts = read_facts(session)
+            captures = self.capture.look(session, now)
         show_facts(facts, now)
+        show_capture(captures)
         show_settings(self.settings)
         self.follow_stable(facts)
         self.read_thumbs()

@@ -1,6 +1,6 @@
 """The overview in words: a few lines, the most asked first. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ def lines(facts: Facts, now: datetime) -> list[str]:
         ("last run", run_text(facts["last_run"])),
         ("stable", stable_text(facts["stable"])),
         *rollout_rows(facts["rollout"], facts["last_rollout"], now),
+        ("capture", capture_text(facts["capture"])),
         ("backlog", backlog_text(facts["dirty_turns"], facts["dead_letters"])),
     ]
     return [f"{name:<{WIDTH}}{text}" for name, text in rows if text]
@@ -110,6 +111,20 @@ def evidence_text(rollout: Facts) -> str:
         f"e-value {e_value:.3g} of {rollout['e_target']:.0f} after {rollout['num_pairs']} pairs of users "
         f"(at most {rollout['horizon_pairs']}){effect}{span}"
     )
+
+
+def capture_text(kinds: Sequence[Facts]) -> str:
+    """Say which kinds of feedback come in as usual, and which do not."""
+    judged = [kind for kind in kinds if kind["baseline"] >= 1]
+    if not judged:
+        return "no past of a week yet, with feedback enough to notice when it stops"
+    silent = [
+        f"{kind['kind']} FELL SILENT: {kind['seen']:.0f} in 24 hours where {kind['usual']:.0f} are usual"
+        for kind in judged
+        if kind["is_broken"]
+    ]
+    usual = [kind["kind"] for kind in judged if not kind["is_broken"]]
+    return " · ".join([*silent, *([f"{', '.join(usual)} as usual"] if usual else [])])
 
 
 def backlog_text(dirty: Facts, dead: Mapping[str, int]) -> str:

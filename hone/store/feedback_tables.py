@@ -79,7 +79,16 @@ class FeedbackEventRow(Base):
     signed: Mapped[bool]
     stored_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (Index("feedback_event_thumbs_idx", "stored_at", "event_id", postgresql_where=THUMBS_ONLY),)
+    __table_args__ = (
+        Index("feedback_event_thumbs_idx", "stored_at", "event_id", postgresql_where=THUMBS_ONLY),
+        # Rows lie in the order of their storage: a few bytes for each 128 pages are enough to find a range of time.
+        Index(
+            "feedback_event_stored_at_idx",
+            "stored_at",
+            postgresql_using="brin",
+            postgresql_with={"autosummarize": "on"},
+        ),
+    )
 
 
 class FeedbackStateRow(Base):

@@ -8,8 +8,10 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from hone.capture import threshold_log
 from hone.rollout import Phase
 from hone.settings import Settings
+from hone.store.capture import read_capture
 from hone.store.dead_letters import count_dead_letters
 from hone.store.models import STABLE, get_alias
 from hone.store.pairs import backlog
@@ -43,6 +45,7 @@ def overview(session: Session, settings: Settings, now: datetime) -> Facts:
         "stable": describe_stable(session),
         "rollout": describe_rollout(live_rollout(session)),
         "last_rollout": describe_rollout(last_ended(session)),
+        "capture": describe_capture(session, now),
         "dirty_turns": {"num": number, "oldest_s": age_s},
         "dead_letters": count_dead_letters(session),
     }
@@ -57,6 +60,13 @@ def trigger_view(session: Session, settings: Settings, now: datetime) -> Look:
     ]
     counts = max(found, key=lambda one: one.num_pairs)
     return look(counts, settings.trigger, Switches(settings.mode == "active", is_on(session, FREEZE)))
+
+
+def describe_capture(session: Session, now: datetime) -> list[Facts]:
+    """Return how each kind of feedback comes in, and whether it fell silent."""
+    found = read_capture(session, now)
+    threshold = threshold_log(len(found))
+    return [{**asdict(capture), "is_broken": capture.is_broken(threshold)} for capture in found]
 
 
 def describe_freeze(session: Session) -> Facts | None:

@@ -143,6 +143,24 @@ PEOPLE = Row(
             queries=(Query(latest("hone_reward_score", "monitor", "track", "quantile"), "{{track}} {{quantile}}"),),
         ),
         Panel(
+            title="Capture: log evidence",
+            unit="short",
+            description="Evidence that less of a kind comes in than the same hours of past weeks brought. Above the "
+            "line: a button, a proxy or a client is broken; hold the training with `hone freeze`.",
+            queries=(
+                Query(latest("hone_capture_log_e", "monitor", "kind"), "{{kind}}"),
+                Query(latest("hone_capture_threshold_log", "monitor"), "alarm", line=True),
+            ),
+        ),
+        Panel(
+            title="Capture: seen and usual",
+            unit="short",
+            low=0,
+            description="Feedback of the last 24 hours beside what their answers usually bring. It says how much is "
+            "missing, and since when.",
+            queries=(Query(latest("hone_capture_events", "monitor", "kind", "of"), "{{kind}}: {{of}}"),),
+        ),
+        Panel(
             title="Drift: log evidence",
             unit="short",
             description="Evidence that a stream is no longer as it was when this model became stable. Above the "
@@ -168,7 +186,10 @@ PEOPLE = Row(
             high=1,
             description="How much of its baseline each stream has; nothing is watched before 100 %. Slow: lower "
             "`--baseline`.",
-            queries=(Query(latest("hone_drift_baseline_ratio", "monitor", "stream"), "{{stream}}"),),
+            queries=(
+                Query(latest("hone_drift_baseline_ratio", "monitor", "stream"), "{{stream}}"),
+                Query(latest("hone_capture_baseline_ratio", "monitor", "kind"), "capture of {{kind}}"),
+            ),
         ),
     ),
 )

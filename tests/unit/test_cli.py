@@ -139,6 +139,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "rollout": None,
         "last_rollout": None,
         "dirty_turns": {"num": 0, "oldest_s": 0},
+        "capture": [],
         "dead_letters": {},
     }
     return plain | changes
