@@ -18,7 +18,7 @@ from hone.weights import model_version_of, weights_digest
 from training.evaluate import evaluate
 from training.export import export_model
 from training.fit import Task, fit
-from training.pairs import read_rows
+from training.pairs import Row, read_rows
 from training.policy import load_model
 from training.preflight import check_run, prepare_base
 from training.progress import Progress
@@ -75,7 +75,7 @@ def train_rewards(task: Task) -> dict[str, Any]:
     from training.reward_model import train_reward_models
 
     result, measured = train_reward_models(task, task.directory / MODEL)
-    return {"measured": measured, "training": {**summary(result, len(task.rows)), "objectives": measured}}
+    return {"measured": measured, "training": {**summary(result, task.rows), "objectives": measured}}
 
 
 def train_policy(task: Task, job: Job) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def train_policy(task: Task, job: Job) -> dict[str, Any]:
         "model_version": model_version_of(digest),
         "digest": digest,
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
-        "training": summary(result, len(task.rows)),
+        "training": summary(result, task.rows),
     }
 
 
@@ -106,11 +106,12 @@ def stop_rule_measurements(result: TrainResult) -> dict[str, float]:
     return {"num_steps": float(len(result.history)), **fired}
 
 
-def summary(result: TrainResult, num_rows: int) -> dict[str, Any]:
+def summary(result: TrainResult, rows: list[Row]) -> dict[str, Any]:
     """Return what is kept of the training with the run's row."""
     return {
-        "num_rows": num_rows,
+        "num_rows": len(rows),
         "dropped": result.dropped,
+        "characters": mean_lengths(rows),
         "num_steps": len(result.history),
         "first_step": result.history[0],
         "last_step": result.history[-1],
@@ -118,6 +119,16 @@ def summary(result: TrainResult, num_rows: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def mean_lengths(rows: list[Row]) -> dict[str, float]:
+    """Return the mean characters of the answers, so that a model that only learns "longer" (or "shorter") is seen."""
+    lengths: dict[str, list[int]] = {}
+    for row in rows:
+        for name in ("chosen", "rejected", "completion"):
+            if name in row:
+                lengths.setdefault(name, []).append(len(row[name]))
+    return {name: sum(found) / len(found) for name, found in lengths.items()}
 
 
 def write_json(path: Path, value: Any) -> None:

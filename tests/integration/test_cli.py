@@ -29,6 +29,7 @@ from tests.support.cli import Run, Sessions, audit, make_run, read
 from tests.support.events import encode, feedback, response, uid
 from tests.support.gateway import IDENTITY_KEY, TOKEN_KEYS
 from tests.support.rollouts import add_models, enter_canary, start_rollout
+from tests.support.training import row, write_rows
 
 
 @pytest.fixture
@@ -283,3 +284,11 @@ def test_runs_and_lineage_lead_from_an_answer_to_its_model(run: Run, sessions: S
     assert by_id["model"]["model_version"] == "new"
     assert "new" in run("lineage", answer).stdout
     assert "is not stored" in run("lineage", uuid7(), code=1).stderr
+
+
+def test_train_checks_everything_and_stops_on_a_dry_run(run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows" / "train.jsonl", [row(k) for k in range(4)])
+    words = ["train", "sft", "--dataset", tmp_path / "rows", "--base", tiny_base, "--dry-run"]
+    run(*words)
+    assert not list((tmp_path / "var").rglob("model")), "nothing is trained"
+    run(*words, "--set", "sft.pakking=true", code=2)

@@ -58,6 +58,7 @@ def test_a_policy_is_trained_exported_reloaded_and_answers(
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["training"]["num_steps"] == 6
     assert not any(report["training"]["dropped"].values())
+    assert report["training"]["characters"]["chosen"] > report["training"]["characters"]["rejected"] > 0
     model, tokenizer = load_model(tmp_path / "run" / "model")
     decoding = Decoding(temperature=0.0, max_new_tokens=4, batch_size=2)
     (answer,) = generate(model, tokenizer, [row(0)["prompt"]], decoding, Progress(tmp_path / "p.json"))

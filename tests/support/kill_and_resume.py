@@ -41,6 +41,7 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "kto": ({"method": "kto", "kto": {"min_rows": 4}}, 3),
     "ppo": ({"method": "ppo", **SAMPLED, "ppo": {"minibatch_size": 2}}, 6),
     "rloo": ({"method": "rloo", **SAMPLED}, 3),
+    "grpo": ({"method": "grpo", **SAMPLED}, 6),
 }
 """Method -> its spec, and the checkpoint at which it is killed."""
 DEADLINE_S = 150.0
