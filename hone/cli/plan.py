@@ -15,6 +15,7 @@ from hone.plan.decide import Override, Question, make_plan
 from hone.plan.facts import GB, Device, Goal, Hardware, Labels, Lengths, Shape, read_shape
 from hone.plan.fit import SEQUENCES
 from hone.plan.memory import Adapter
+from hone.plan.spec_text import spec_paths, spec_texts
 from hone.plan.tables import Tables, load_tables
 from hone.store.label_counts import count_labels, mean_tokens
 from hone.store.models import stable_model
@@ -54,6 +55,7 @@ NOT_DOABLE = 1
 @click.option("--rank", type=click.IntRange(1), help="Override the adapter's rank.")
 @click.option("--target", "targets", multiple=True, help="Override the adapted linear maps, by name.")
 @click.option("--reason", default="", help="Why the tables are overridden; kept in the plan.")
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan's specs (TOML) here.")
 @click.option("--tables", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Another planner.toml.")
 @json_option
 def plan(as_json: bool, **options: Any) -> None:
@@ -69,6 +71,10 @@ def plan(as_json: bool, **options: Any) -> None:
         show_plan(found, Console(soft_wrap=False))
     if not found.ok:
         raise SystemExit(NOT_DOABLE)
+    if options["write"]:
+        for path, text in zip(spec_paths(found, options["write"]), spec_texts(found), strict=True):
+            path.write_text(text, encoding="utf-8")
+            click.echo(f"written: {path}", err=True)
 
 
 def question_of(options: dict[str, Any], tables: Tables) -> Question:

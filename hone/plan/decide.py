@@ -7,7 +7,7 @@ from typing import Any, get_args
 from hone.errors import ConfigError
 from hone.plan.cost import Cost, cost_of
 from hone.plan.facts import GB, Fact, Goal, Hardware, Labels, Lengths, Shape
-from hone.plan.fit import SEQUENCES, Fit, fits, gpus_needed, limit_bytes, setup_for, smallest_memory
+from hone.plan.fit import OWN_ENGINE, SEQUENCES, Fit, fits, gpus_needed, limit_bytes, setup_for, smallest_memory
 from hone.plan.memory import Adapter, Memory, Setup, Sharding
 from hone.plan.tables import Minimum, Rule, Tables, first
 
@@ -279,6 +279,8 @@ def find_fit(
     why: list[tuple[str, str]],
 ) -> tuple[Fit | None, list[Option], str | None]:
     """Return the first way to spread the setup that fits, all ways with their least memory, and why none fits."""
+    if setup.adapter == "qlora" and method in OWN_ENGINE:
+        return None, [], "hone's own engine has no 4-bit base: take rloo, or larger GPUs"
     limit = limit_bytes(question.hardware, tables.limits)
     rules = {rule.then["sharding"]: rule.why for rule in tables.sharding if rule.holds(facts)}
     options = [option_of(method, replace(setup, sharding=sharding), question, limit) for sharding in rules]

@@ -10,6 +10,8 @@ from hone.plan.tables import Limits
 SEQUENCES = {"sft": 1, "reward_model": 2, "dpo": 2, "kto": 1, "ppo": 1, "rloo": 1, "grpo": 1}
 """Sequences of one label."""
 SAMPLING = ("ppo", "rloo", "grpo")
+OWN_ENGINE = ("ppo",)
+"""Methods that only hone's own engine has: no 4-bit base there."""
 COMFORTABLE_LABELS = 4
 """With fewer labels a device in one step than this, checkpointing is worth its third of more work."""
 LOGIT_CHUNK_TOKENS = 4096

@@ -228,3 +228,9 @@ def test_noise_follows_from_how_often_two_people_agree() -> None:
     assert noise_of(100, 100) == 0
     assert noise_of(40, 100) == 0.5
     assert noise_of(40, 50) is None
+
+
+def test_ppo_is_not_planned_on_a_4_bit_base() -> None:
+    found = plan("8b", "rtx4090", 8, pairs=60_000, override=Override(stages=("ppo",), reason="the test's"))
+    assert not found.ok
+    assert "no 4-bit base" in found.refusals[0]
