@@ -23,7 +23,7 @@ from examples.support.taste import GUIDED
 from examples.support.users import make_users
 from hone.rollout import Phase
 from hone.settings import read_toml
-from hone.store.datasets import import_pairs
+from hone.store.imports import import_file
 from hone.store.models import override_gates
 from hone.store.requests import open_request
 from hone.store.rollouts import create_rollout
@@ -194,7 +194,7 @@ def train_bad(world: World, story: Story, update: Update) -> None:
     """An imported offline file and a destructive recipe make a challenger that the gates stop."""
     path = write_bad_pairs(world.place.data / "offline_pairs.jsonl")
     with world.sessions.begin() as session:
-        dataset_id = import_pairs(session, path, "offline-import")
+        dataset_id = import_file(session, path, "offline-import")
         request, _ = open_request(
             session,
             crossing="manual:demo-offline-import",

@@ -30,7 +30,7 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
             "dead-letters": "Messages that could not become rows: list, show, replay",
             "streams": "Topics and files of another shape: check",
             "backfill": "Store months of history from files or a topic, once however often it is run",
-            "import-pairs": "Freeze an offline file of preference pairs as a dataset",
+            "import": "Freeze a file as a dataset: Alpaca, ChatML, ShareGPT, CSV, TRL",
             "replay": "Run recorded conversations through the live gateway, as a real client would",
             "archive": "Move old feedback, but for edits, into compressed files that `hone backfill` can store again",
             "erase-user": "Forget a person: texts, feedback, pairs, dataset rows; models are marked",

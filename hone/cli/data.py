@@ -16,16 +16,14 @@ from hone.cli.context import (
     transaction,
     utc_now,
 )
-from hone.cli.output import facts, show_json, table, working
+from hone.cli.import_file import import_file
+from hone.cli.output import facts, show_json, table
 from hone.cli.replay import replay
 from hone.cli.streams import backfill, streams
-from hone.datasets import FreezePolicy
 from hone.errors import ConfigError
 from hone.ids import user_id
 from hone.settings import Settings
 from hone.store.audit import append_audit
-from hone.store.datasets import get_dataset
-from hone.store.datasets import import_pairs as store_pairs
 from hone.store.dead_letters import count_dead_letters, get_dead_letter, list_dead_letters
 from hone.store.erasure import erase_user as forget
 from hone.store.keys import Scope, create_key, revoke_key
@@ -116,30 +114,6 @@ def dead_letters_replay(dead_letter_ids: tuple[int, ...], fixed: Path | None, dr
     run_program("ingest", "replay-dead-letters", *words, *(["--dry-run"] if dry_run else []))
 
 
-@click.command(name="import-pairs")
-@click.argument("file", type=file_argument)
-@click.option("--label", required=True, help="Name of the import; it stands in every row's source.")
-@actor_option
-@json_option
-def import_pairs(file: Path, label: str, actor: str, as_json: bool) -> None:
-    """Freeze an offline file of preference pairs as a dataset.
-
-    One JSON object a line: {id, prompt, chosen, rejected, license}. What is not permissive is left out, and so is what
-    is near a prompt that feedback holds out. The same file and label give the same dataset.
-    """
-    settings = current_settings()
-    policy = FreezePolicy(dev_share=settings.trigger.dev_share, test_share=settings.trigger.test_share)
-    with working(f"reading {file.name} …"), transaction(settings) as session:
-        dataset_id = store_pairs(session, file, label, policy)
-        row = get_dataset(session, dataset_id)
-        detail = {"label": label, "train": row.num_train, "dev": row.num_dev, "test": row.num_test}
-        append_audit(session, actor, "dataset.import", f"dataset:{dataset_id}", str(file), detail, utc_now())
-    left_out = {name: n["in"] - n["out"] for name, n in row.manifest["filters"].items() if n["in"] > n["out"]}
-    facts({"dataset_id": dataset_id, **detail, "left_out": left_out}, as_json)
-    if not as_json:
-        click.echo(f"\ntrain on it: hone retrain --dataset {dataset_id} --reason …")
-
-
 @click.command(name="erase-user")
 @click.argument("user")
 @click.option("--yes", is_flag=True, help="Do it. Without this the counts are shown and nothing is changed.")
@@ -218,4 +192,4 @@ def keys_revoke(prefix: str, reason: str, actor: str) -> None:
     click.echo(f"key {name} is revoked")
 
 
-commands = (pairs, dead_letters, streams, backfill, import_pairs, replay, archive, erase_user, keys)
+commands = (pairs, dead_letters, streams, backfill, import_file, replay, archive, erase_user, keys)

@@ -1,10 +1,8 @@
 """Frozen datasets: made from the stored feedback or an imported file, kept for ever, made again byte for byte."""
 
-import gzip
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 from sqlalchemy import Select, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB, insert
@@ -12,13 +10,13 @@ from sqlalchemy.orm import Session
 
 from hone.canonical import sha256_file
 from hone.datasets import SPLITS, Candidate, FreezePolicy, Frozen, FrozenRow, Kind, dataset_id_of, freeze, frozen_row
-from hone.errors import Conflict, InvalidEvent, NotEnoughData
-from hone.store.candidates import candidates_of, messages_of, rebuilt_candidates
+from hone.errors import Conflict, NotEnoughData
+from hone.imports import Options, read_file
+from hone.store.candidates import candidates_of, rebuilt_candidates
 from hone.store.tables import DatasetItemRow, DatasetRow, ErasureRow
 
 FEEDBACK = "feedback"
 MAX_ROWS_PER_INSERT = 2000
-PAIR_FORM = "a line is one JSON object {id, prompt, chosen, rejected}, see docs/training.md"
 
 
 def freeze_feedback(session: Session, *, kind: Kind = "pairs", watermark: int | None, policy: FreezePolicy) -> str:
@@ -34,30 +32,6 @@ def freeze_feedback(session: Session, *, kind: Kind = "pairs", watermark: int | 
         watermark=watermark,
         erased=frozenset(session.scalars(select(ErasureRow.user_id))),
         history=split_history(session, source=FEEDBACK),
-    )
-    return store_dataset(session, frozen, policy)
-
-
-def import_pairs(session: Session, path: Path, label: str, policy: FreezePolicy | None = None) -> str:
-    """Store an offline file of pairs as a dataset named `label` and return its id; idempotent.
-
-    The file holds one JSON object a line: {id, prompt, chosen, rejected, source, license}; `prompt` is a text or a
-    list of {role, content}. A row without a licence is the operator's own. Prompts near one that feedback holds out
-    for dev or test go there too, and are not trained on.
-
-    Raises:
-        InvalidEvent: a line is not such an object; names file and line.
-        NotEnoughData: no pair is left for training.
-    """
-    if label == FEEDBACK:
-        raise Conflict(f"label {label!r} is taken by the pairs that people gave: choose another name")
-    policy = policy or FreezePolicy()
-    frozen = freeze(
-        imported_candidates(path, label),
-        policy,
-        source=label,
-        history=split_history(session),
-        extra={"file_sha256": sha256_file(path)},
     )
     return store_dataset(session, frozen, policy)
 
@@ -180,45 +154,6 @@ def rebuild(session: Session, dataset_id: str, *, file: Path | None = None) -> l
     return bodies
 
 
-def imported_candidates(path: Path, label: str) -> list[Candidate]:
-    """Return the pairs of an imported file. Raises InvalidEvent on the first line that is not one."""
-    candidates = []
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                candidates.append(imported_candidate(json.loads(line), label))
-            except KeyError as error:
-                raise InvalidEvent("bad_pair", f"{path} line {number} has no {error}: {PAIR_FORM}") from None
-            except (ValueError, TypeError, AttributeError) as error:
-                raise InvalidEvent("bad_pair", f"{path} line {number}: {error}: {PAIR_FORM}") from None
-    return candidates
-
-
-def open_text(path: Path) -> TextIO:
-    """Open a file of lines, unpacked where its name ends in `.gz`."""
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))  # the caller's `with` closes it
-    return path.open(encoding="utf-8")
-
-
-def imported_candidate(row: Mapping[str, Any], label: str) -> Candidate:
-    """Return the candidate of one line."""
-    prompt = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
-    texts = {key: row[key] for key in ("chosen", "rejected")}
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError("chosen and rejected must be texts")
-    license = row.get("license")
-    return Candidate(
-        prompt=messages_of(prompt),
-        weight=float(row.get("weight", 1.0)),
-        source=f"import:{label}",
-        origin=str(row["id"]),
-        licenses=frozenset([license] if license else []),
-        eval_only=bool(row.get("eval_only", False)),
-        **texts,
-    )
-
-
 def rebuilt_import(manifest: Mapping[str, Any], file: Path | None) -> list[Candidate]:
     """Return the candidates that the manifest's rows name, from the file. Raises Conflict when it is another file."""
     found = sha256_file(file) if file else None
@@ -226,5 +161,6 @@ def rebuilt_import(manifest: Mapping[str, Any], file: Path | None) -> list[Candi
         raise Conflict(
             f"{file} has SHA-256 {found}, the dataset was made from {manifest['file_sha256']}: give that file"
         )
-    by_origin = {candidate.origin: candidate for candidate in imported_candidates(file, manifest["source"])}
+    read = read_file(file, manifest["source"], Options(manifest["format"], manifest["default_license"]))
+    by_origin = {candidate.origin: candidate for candidate in read.candidates}
     return [by_origin[entry["origin"]] for entry in manifest["rows"]]

@@ -146,14 +146,14 @@ def test_a_file_of_pairs_becomes_one_dataset_without_what_is_not_permissive(
     ]
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    found = read(run("import-pairs", file, "--label", "bought", "--json"))
+    found = read(run("import", file, "--label", "bought", "--json"))
     assert found["train"] + found["dev"] + found["test"] == 4
     assert found["left_out"] == {"license": 1}
-    assert read(run("import-pairs", file, "--label", "bought", "--json"))["dataset_id"] == found["dataset_id"]
+    assert read(run("import", file, "--label", "bought", "--json"))["dataset_id"] == found["dataset_id"]
     with sessions() as session:
         assert session.scalar(select(func.count()).select_from(DatasetRow)) == 1
     file.write_text("{")
-    assert "line 1" in run("import-pairs", file, "--label", "broken", code=1).stderr
+    assert "line 1" in run("import", file, "--label", "broken", code=1).stderr
 
 
 def test_erasing_a_person_shows_first_and_changes_only_when_told(run: Run, sessions: Sessions) -> None:

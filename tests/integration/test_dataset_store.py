@@ -12,12 +12,12 @@ from hone.errors import Conflict, InvalidEvent, NotEnoughData
 from hone.store.datasets import (
     freeze_feedback,
     get_dataset,
-    import_pairs,
     read_bodies,
     rebuild,
     split_history,
     write_dataset,
 )
+from hone.store.imports import import_file
 from hone.store.tables import DatasetItemRow, ErasureRow, PreferencePairRow, ResponseRow, UnaryLabelRow
 from tests.support.pairs import NOW, add_edit, add_label, add_pair
 from tests.support.training import person, question, row, write_rows
@@ -189,8 +189,8 @@ def imported(path: Path, numbers: range) -> Path:
 def test_an_imported_file_becomes_a_dataset_that_only_that_file_rebuilds(sessions: Sessions, tmp_path: Path) -> None:
     path = imported(tmp_path / "pairs.jsonl", range(50))
     with sessions.begin() as session:
-        dataset_id = import_pairs(session, path, "vendor")
-        assert import_pairs(session, path, "vendor") == dataset_id
+        dataset_id = import_file(session, path, "vendor")
+        assert import_file(session, path, "vendor") == dataset_id
         assert get_dataset(session, dataset_id).source == "vendor"
         assert rebuild(session, dataset_id, file=path) == all_bodies(session, dataset_id)
         assert json.loads(all_bodies(session, dataset_id)[0])["source"] == "import:vendor"
@@ -206,7 +206,7 @@ def test_imported_prompts_that_people_hold_out_are_not_trained_on(sessions: Sess
         feedback = freeze(session)
         held_out = {body["prompt"][0]["content"] for body in map(json.loads, read_bodies(session, feedback, "test"))}
         assert held_out
-        dataset_id = import_pairs(session, imported(tmp_path / "pairs.jsonl", range(40)), "vendor")
+        dataset_id = import_file(session, imported(tmp_path / "pairs.jsonl", range(40)), "vendor")
         trained = {body["prompt"][0]["content"] for body in map(json.loads, read_bodies(session, dataset_id, "train"))}
         assert not held_out & trained
 
@@ -225,9 +225,9 @@ def test_a_bad_line_is_named(sessions: Sessions, tmp_path: Path, line: str) -> N
     path = imported(tmp_path / "pairs.jsonl", range(3))
     path.write_text(path.read_text() + line + "\n")
     with sessions() as session, pytest.raises(InvalidEvent, match=r"pairs\.jsonl line 4"):
-        import_pairs(session, path, "vendor")
+        import_file(session, path, "vendor")
 
 
 def test_the_name_of_peoples_own_pairs_cannot_be_taken(sessions: Sessions, tmp_path: Path) -> None:
     with sessions() as session, pytest.raises(Conflict, match="is taken"):
-        import_pairs(session, imported(tmp_path / "pairs.jsonl", range(3)), "feedback")
+        import_file(session, imported(tmp_path / "pairs.jsonl", range(3)), "feedback")

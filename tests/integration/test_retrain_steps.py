@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from hone.errors import NotEnoughData, ProgramFailed
 from hone.records import Verdict
 from hone.settings import Settings
-from hone.store.datasets import get_dataset, import_pairs
+from hone.store.datasets import get_dataset
 from hone.store.evaluations import list_evaluations
+from hone.store.imports import import_file
 from hone.store.models import get_model, import_model, override_gates, set_alias
 from hone.store.requests import open_request
 from hone.store.tables import DatasetRow, ModelVersionRow, RetrainRequestRow, RolloutRow, TrainingRunRow
@@ -160,7 +161,7 @@ def test_an_imported_file_is_judged_by_people_and_a_passed_model_waits_in_observ
     add_people(sessions)
     lines = [{"id": k, **{key: row(k)[key] for key in ("prompt", "chosen", "rejected")}} for k in range(200, 240)]
     with sessions.begin() as session:
-        dataset_id = import_pairs(session, write_rows(tmp_path / "pairs.jsonl", lines), "vendor")
+        dataset_id = import_file(session, write_rows(tmp_path / "pairs.jsonl", lines), "vendor")
     ask(sessions, "manual:vendor", dataset_id=dataset_id, spec={"gates": LENIENT})
     observing = settings.model_copy(update={"mode": "observe"})
     request_id = retrain.claim(observing, "run-1")
