@@ -46,6 +46,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": cache(lambda: _missing_programs("chromium", "chromedriver")),
     "node": cache(lambda: _missing_programs("node")),
     "shared": cache(lambda: _missing_path(ROOT.parent / "shared" / "data")),
+    "ray": cache(lambda: _missing_path(ROOT / ".venv-ray")),
     "seldon": cache(lambda: _missing_path(ROOT / ".venv-seldon")),
 }
 """Marker -> why a test that carries it cannot run here, or None."""

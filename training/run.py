@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from hone.errors import NotEnoughData
 from hone.weights import model_version_of, weights_digest
+from training.distributed import is_main, main_first, rank
 from training.evaluate import evaluate
 from training.export import export_model
 from training.fit import Task, fit
@@ -39,6 +40,8 @@ def run_job(job: Job) -> None:
     Raises:
         HoneError: spec, base or data do not allow the run, or it went wrong; the message names the value and remedy.
     """
+    if not is_main():
+        return train_beside(job)
     with alone(job.directory):
         if (job.directory / EVALUATION).exists():
             logger.info("run %s is done already", job.run_id)
@@ -50,24 +53,38 @@ def train_and_evaluate(job: Job) -> None:
     """Do the whole run, going on from its newest checkpoint. Raises like `run_job`."""
     torch.set_num_threads(job.spec.threads)
     transformers_logging.disable_progress_bar()
-    progress = Progress(job.directory / "progress.json")
-    progress.stage("load")
     started = time.perf_counter()
-    job = job.model_copy(update={"base_directory": prepare_base(job.base_directory, job.directory)})
-    model, tokenizer = load_model(job.base_directory)
-    check_run(job, tokenizer, job.base_directory)
-    rows = read_rows(job.directory / "data" / "train.jsonl")
-    if not rows:
-        raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no row: freeze a dataset first")
-    dev = read_rows(job.directory / "data" / "dev.jsonl")
-    task = Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress)
+    job, task = load_task(job, Progress(job.directory / "progress.json"))
     report = train_rewards(task) if job.spec.method == "reward_model" else train_policy(task, job)
     seconds = {"all": time.perf_counter() - started, "cpu": time.process_time()}
     write_json(
         job.directory / EVALUATION,
         {"run_id": job.run_id, "base_version": job.base_version, **report, "seconds": seconds},
     )
-    progress.stage("done")
+    task.progress.stage("done")
+
+
+def train_beside(job: Job) -> None:
+    """Train as one of several processes; the main one writes model and report. A run that is done is left alone."""
+    if not (job.directory / EVALUATION).exists():
+        torch.set_num_threads(job.spec.threads)
+        transformers_logging.disable_progress_bar()
+        _, task = load_task(job, Progress(job.directory / f"progress.{rank()}.json"))
+        fit(task)
+
+
+def load_task(job: Job, progress: Progress) -> tuple[Job, Task]:
+    """Return the job with the base that is really trained on, and all that a method needs."""
+    progress.stage("load")
+    with main_first():
+        job = job.model_copy(update={"base_directory": prepare_base(job.base_directory, job.directory)})
+    model, tokenizer = load_model(job.base_directory)
+    check_run(job, tokenizer, job.base_directory)
+    rows = read_rows(job.directory / "data" / "train.jsonl")
+    if not rows:
+        raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no row: freeze a dataset first")
+    dev = read_rows(job.directory / "data" / "dev.jsonl")
+    return job, Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress)
 
 
 def train_rewards(task: Task) -> dict[str, Any]:

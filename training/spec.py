@@ -13,11 +13,11 @@ from hone.errors import ConfigError
 from hone.gates import Thresholds, load_thresholds
 from hone.settings import explain, read_toml
 from training.bootstrap import Bootstrap
+from training.launch.table import Launch, Launcher
 from training.method_tables import Kto, Lora, Ppo, Preference, Reward, Rewards, Samples, Sft, StopRules, Table
 
 Method = Literal["sft", "reward_model", "dpo", "kto", "ppo", "rloo", "grpo"]
 Engine = Literal["native", "trl"]
-Launcher = Literal["local", "accelerate", "ray", "kubernetes", "slurm"]
 
 ENGINES: dict[Method, tuple[Engine, ...]] = {
     "sft": ("trl",),
@@ -112,6 +112,7 @@ class RunSpec(Table):
     stop_rules: Literal["stop", "record"] = "stop"
     "`record` goes on training after a rule fired; either way the gates see it."
     launcher: Launcher = "local"
+    launch: Launch = Launch()
     lora: Lora = Lora()
     preference: Preference = Preference()
     sft: Sft = Sft()

@@ -13,6 +13,7 @@ from hone.errors import HoneError
 from hone.settings import Settings
 from hone.store.runs import fail_run, finish_run, start_run
 from training.jobs import make_job, needs_database
+from training.launch.start import launch, plan_start
 from training.pairs import read_rows
 from training.retrain import judge, read_report, transaction, utc_now
 from training.spec import Job, RunSpec
@@ -27,15 +28,13 @@ def run_spec(settings: Settings, spec: RunSpec) -> dict[str, Any]:
     Raises:
         HoneError: spec, base or data do not allow the run, or it went wrong.
     """
-    from training.run import run_job
-
     with optional_transaction(settings, spec) as session:
         job = make_job(session, settings, spec)
         is_kept = is_stored(spec)
         if session is not None and is_kept:
             begin(session, job)
     try:
-        run_job(job)
+        train_where_told(job)
     except HoneError as error:
         if is_kept:
             with transaction(settings) as session:
@@ -55,6 +54,17 @@ def run_spec(settings: Settings, spec: RunSpec) -> dict[str, Any]:
     }
 
 
+def train_where_told(job: Job) -> None:
+    """Train in this process, or in those that the spec's launcher starts. Raises HoneError."""
+    from training.run import run_job
+
+    if job.spec.launcher == "local" and job.spec.launch.world == 1:
+        return run_job(job)
+    import torch
+
+    launch(job, has_gpu=torch.cuda.is_available())
+
+
 def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
     """Return what would be trained, from what, on how many rows, without training; the run's directory is written.
 
@@ -72,9 +82,18 @@ def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
         "base_version": job.base_version,
         "base_directory": str(job.base_directory),
         "rows": rows,
+        **starts(job),
         **inspect(job),
         "spec": json.loads(spec.model_dump_json()),
     }
+
+
+def starts(job: Job) -> dict[str, Any]:
+    """Return the command that would be started and the files that it would be given, for every launcher but `local`."""
+    if job.spec.launcher == "local":
+        return {}
+    start = plan_start(job, has_gpu=job.spec.precision == "bf16")
+    return {"command": start.command, "files": {str(path): text for path, text in start.files.items()}}
 
 
 def is_stored(spec: RunSpec) -> bool:

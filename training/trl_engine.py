@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from hone.errors import ConfigError, ProgramFailed
 from training import checkpoint
+from training.distributed import is_main, main_first, rows_of_each, wait_for_all, world
 from training.fit import Task
 from training.result import TrainResult
 from training.spec import RunSpec
@@ -38,7 +39,7 @@ def arguments(task: Task) -> dict[str, Any]:
     numbers: all are set here.
     """
     spec = task.spec
-    micro = spec.micro_batch_size or spec.batch_size
+    micro, accumulated = rows_of_each(spec.batch_size, spec.micro_batch_size)
     return {
         "output_dir": str(task.directory / "trl"),
         "learning_rate": spec.learning_rate,
@@ -48,7 +49,7 @@ def arguments(task: Task) -> dict[str, Any]:
         "max_steps": spec.steps or -1,
         "num_train_epochs": spec.epochs,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": spec.batch_size // micro,
+        "gradient_accumulation_steps": accumulated,
         "gradient_checkpointing": spec.gradient_checkpointing,
         "max_grad_norm": spec.max_grad_norm,
         "bf16": spec.precision == "bf16",
@@ -62,6 +63,7 @@ def arguments(task: Task) -> dict[str, Any]:
         "report_to": "none",
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": True,
+        **({"ddp_backend": "gloo"} if world() > 1 and not torch.cuda.is_available() else {}),
         **early_stopping(spec, bool(task.dev)),
     }
 
@@ -101,7 +103,8 @@ def run_trainer(trainer: Any, task: Task, figures: Figures, dropped: dict[str, i
 
 def identity(task: Task) -> dict[str, Any]:
     """Return what a checkpoint must agree with to be gone on from."""
-    return {"run_id": task.run_id, "threads": torch.get_num_threads()}
+    found = {"run_id": task.run_id, "threads": torch.get_num_threads()}
+    return {**found, "processes": world()} if world() > 1 else found
 
 
 def resume_path(task: Task) -> str | None:
@@ -109,9 +112,10 @@ def resume_path(task: Task) -> str | None:
     directory = task.directory / "trl"
     found = checkpoint.newest_path(directory, identity(task), CHECKPOINT)
     last = checkpoint.step_of(found[0]) if found else -1
-    for path in directory.glob(f"{CHECKPOINT}-*"):
-        if checkpoint.step_of(path) > last:
-            shutil.rmtree(path)
+    with main_first():
+        for path in directory.glob(f"{CHECKPOINT}-*"):
+            if checkpoint.step_of(path) > last:
+                shutil.rmtree(path)
     return str(found[0]) if found else None
 
 
@@ -123,7 +127,10 @@ class Sealer(TrainerCallback):  # type: ignore[misc]
         self._task = task
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the newest folder whole."""
+        """Mark the newest folder whole, once every process has written its part."""
+        wait_for_all()
+        if not is_main():
+            return
         path = Path(args.output_dir) / f"{CHECKPOINT}-{state.global_step}"
         checkpoint.seal(path, {"step": state.global_step, **identity(self._task)})
 

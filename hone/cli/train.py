@@ -14,6 +14,8 @@ from hone.settings import CONFIG_VARIABLE
 
 METHODS = ("sft", "reward_model", "dpo", "kto", "ppo", "rloo", "grpo")
 
+LAUNCHERS = ("local", "accelerate", "ray", "kubernetes", "trainjob", "slurm")
+
 
 @click.command()
 @click.argument("method", type=click.Choice(METHODS))
@@ -23,16 +25,25 @@ METHODS = ("sft", "reward_model", "dpo", "kto", "ppo", "rloo", "grpo")
     "--spec", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Default: configs/METHOD.toml."
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Key of the training spec: lora.rank=8.")
+@click.option("--launcher", type=click.Choice(LAUNCHERS), help="Where its processes run; default: the spec's.")
+@click.option("--processes", type=click.IntRange(1), help="Of one machine; one for each GPU.")
 @click.option("--dry-run", is_flag=True, help="Check spec, base and data, show what would be trained, and stop.")
 def train(
-    method: str, dataset: str | None, base: str | None, spec: Path | None, changes: tuple[str, ...], dry_run: bool
+    method: str,
+    dataset: str | None,
+    base: str | None,
+    spec: Path | None,
+    changes: tuple[str, ...],
+    launcher: str | None,
+    processes: int | None,
+    dry_run: bool,
 ) -> None:
     """Train here and now, in the foreground; the result is judged and registered, and gets no traffic.
 
     Interrupted, the same command goes on from the newest whole checkpoint. Needs the checkout.
     """
     path = spec or checkout() / "configs" / f"{method}.toml"
-    given = {"method": method, "dataset": dataset, "base": base}
+    given = {"method": method, "dataset": dataset, "base": base, "launcher": launcher, "launch.processes": processes}
     words = [f"--set={key}={value}" for key, value in given.items() if value is not None]
     words += [f"--set={item}" for item in changes]
     run_program("training", "run", str(path), *words, *(["--dry-run"] if dry_run else []))

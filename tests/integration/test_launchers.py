@@ -1,0 +1,107 @@
+"""Launchers that run here: two CPU processes by accelerate train what one does; Ray survives a killed worker."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.training import make_job, row
+from training.__main__ import main
+from training.launch.start import RAY_PYTHON, ROOT, launch
+from training.spec import Job
+
+pytestmark = pytest.mark.slow
+
+RECIPE: dict[str, Any] = {"method": "dpo", "engine": "trl", "steps": 6, "batch_size": 4, "checkpoint_steps": 2}
+EVALUATION = {"num_prompts": 2, "num_samples": 1, "max_new_tokens": 4, "num_bootstraps": 100}
+
+
+def job_of(directory: Path, base: Path, launcher: str, processes: int, **fields: Any) -> Job:
+    launched = {"launcher": launcher, "launch": {"processes": processes}}
+    recipe = RECIPE | launched | {"evaluation": EVALUATION} | fields
+    return make_job(directory, base, [row(number) for number in range(12)], **recipe)
+
+
+def weights(directory: Path) -> dict[str, Any]:
+    return dict(load_file(directory / "model" / "model.safetensors"))
+
+
+def largest_gap(one: Path, other: Path) -> float:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("alone") / "run"
+    job_of(directory, tiny_base, "local", 1)
+    assert main(["run", str(directory / "job.json")]) == 0
+    return directory
+
+
+def test_two_processes_train_what_one_does(alone: Path, tiny_base: Path, tmp_path: Path) -> None:
+    launch(job_of(tmp_path / "run", tiny_base, "accelerate", 2), has_gpu=False)
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report["training"]["num_steps"] == 6
+    assert largest_gap(alone, tmp_path / "run") < 1e-5
+    checkpoint = tmp_path / "run" / "trl" / "checkpoint-6"
+    assert (checkpoint / "rng_state_1.pth").exists(), "there was another process"
+    assert "rng_state_1.pth" in (checkpoint / "manifest.json").read_text(), "its part is sealed too"
+
+
+def kill_a_worker(directory: Path, driver: "subprocess.Popen[bytes]", marker: Path) -> None:
+    deadline = time.monotonic() + 150
+    while not marker.exists():
+        assert driver.poll() is None, (directory / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (directory / "log").read_text()[-3000:]
+        time.sleep(0.02)
+    workers = [
+        p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+    ]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+
+
+@pytest.mark.ray
+def test_ray_starts_again_after_a_killed_worker_and_ends_with_the_same_weights(
+    tiny_base: Path, tmp_path: Path, require: Callable[[str, str], None]
+) -> None:
+    for name in ("whole", "killed"):
+        job_of(tmp_path / name, tiny_base, "ray", 2, steps=60)
+    launch(job_of(tmp_path / "whole", tiny_base, "accelerate", 2, steps=60), has_gpu=False)
+    command = [str(RAY_PYTHON), "-m", "training.launch.ray_run", str(tmp_path / "killed" / "job.json")]
+    with (tmp_path / "killed" / "log").open("ab") as log:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        kill_a_worker(tmp_path / "killed", driver, tmp_path / "killed" / "trl" / "checkpoint-2" / "DONE")
+        assert driver.wait(timeout=170) == 0, (tmp_path / "killed" / "log").read_text()[-3000:]
+    finally:
+        if driver.poll() is None:
+            driver.send_signal(signal.SIGINT)
+            driver.wait(timeout=30)
+    assert largest_gap(tmp_path / "whole", tmp_path / "killed") < 1e-5
+
+
+def test_a_dry_run_prints_what_would_be_started(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = job_of(tmp_path / "run", tiny_base, "local", 1)
+    spec = tmp_path / "spec.toml"
+    spec.write_text('method = "dpo"\nengine = "trl"\n')
+    changes = [f'base="{tiny_base}"', f'dataset="{job.directory / "data"}"', "launcher=slurm", "launch.processes=4"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert main(["run", str(spec), "--dry-run", *words]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["command"][0] == "sbatch"
+    assert "--nproc-per-node 4" in next(iter(shown["files"].values()))
