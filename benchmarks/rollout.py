@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.result import Target, report, say
+from benchmarks.rollout_duels import duels_beside_the_test
 from benchmarks.rollout_policy import SCENARIOS, Ending, clustered_votes, run_rollout, shipped_policy
 from benchmarks.rollout_rules import (
     Stops,
@@ -33,6 +34,8 @@ from benchmarks.rollout_rules import (
     tensorzero,
     threshold_rules,
 )
+from hone import rollout_ledger
+from hone.rollout import Ledger
 from hone.rollout_plan import simulate, wealth_paths
 from hone.stats import LAMBDAS_BETTER, Floats, wilson_interval
 
@@ -168,6 +171,44 @@ def simulated_policy(pool: Executor, lift: float, scale: float) -> dict[str, Any
     }
 
 
+def ledger_figures(pool: Executor, scale: float) -> dict[str, Any]:
+    """Return what the shipped policy does at the levels that a ledger gives to the tenth rollout of a month."""
+    rules = shipped_policy()
+    levels = {
+        "first, fixed": rules.alpha,
+        "first, e-lond": rollout_ledger.level(Ledger.E_LOND, rules.alpha, number=1, num_promoted=0),
+        "tenth, e-lond, 5 promoted": rollout_ledger.level(Ledger.E_LOND, rules.alpha, number=10, num_promoted=5),
+        "tenth, e-lond, none promoted": rollout_ledger.level(Ledger.E_LOND, rules.alpha, number=10, num_promoted=0),
+        "tenth, monthly": rollout_ledger.level(Ledger.MONTHLY, rules.alpha, number=10, num_promoted=0),
+    }
+    runs = max(50, round(400 * scale))
+    cases = [(name, alpha, lift) for name, alpha in levels.items() for lift in (0.02, 0.05, 0.10)]
+    rows = list(pool.map(at_level, [(alpha, lift, runs) for _, alpha, lift in cases]))
+    figures: dict[str, Any] = {name: {"alpha": alpha, "needs": 1 / alpha} for name, alpha in levels.items()}
+    for (name, _, lift), row in zip(cases, rows, strict=True):
+        figures[name][f"{round(lift * 100):+d}"] = row
+    say("ledger: " + ", ".join(f"{name} needs {found['needs']:.0f}" for name, found in figures.items()))
+    return figures
+
+
+def at_level(case: tuple[float, float, int]) -> dict[str, float | None]:
+    """Return how often, and after how many canary users, the shipped policy promotes at another level."""
+    alpha, lift, runs = case
+    outcomes = simulate(shipped_policy(alpha=alpha), lift=lift, base_rate=0.6, runs=runs, seed=SEED)
+    users = np.sort(outcomes.num_canary_users[outcomes.promoted])
+    middle = int(np.ceil(runs / 2)) - 1
+    median = float(users[middle]) if middle < len(users) else None
+    return {"promoted": len(users) / runs, "median_canary_users": median}
+
+
+def duel_figures(pool: Executor) -> dict[str, Any]:
+    """Return users needed by duels beside the ordinary test, by lift and by how much answers of a turn share."""
+    cases = [(lift, shared) for lift in (0.0, 0.05, 0.10) for shared in (0.2, 0.5, 0.8)]
+    rows = list(pool.map(duels_beside_the_test, *zip(*cases, strict=True), [SEED] * len(cases)))
+    say(f"duels: {len(rows)} worlds")
+    return {f"{round(lift * 100):+d}, shared {shared}": row for (lift, shared), row in zip(cases, rows, strict=True)}
+
+
 def vote_level_chunk(contiguous: bool, seed: int) -> int:
     """Return how many of CHUNK runs promote when each vote, rather than each person, is taken as independent."""
     rng = np.random.default_rng(seed)
@@ -216,6 +257,8 @@ def measure(pool: Executor, scale: float) -> tuple[dict[str, Any], int]:
     for scenario, runs in WHOLE.items():
         figures["whole"][scenario] = describe_whole(whole(pool, scenario, max(25, round(runs * scale))))
     figures["clustered_by_vote"] = vote_level(pool, scale)
+    figures["ledger"] = ledger_figures(pool, scale)
+    figures["duels"] = duel_figures(pool)
     return figures, replay_errors
 
 
