@@ -68,6 +68,8 @@ logger = logging.getLogger(__name__)
 LEASE = "rollout-controller"
 ACTOR = "controller"
 MIN_LEASE_S = 10.0
+CLOCK_SLACK_S = 30.0
+"""How much longer than its plan a silent router is waited for: three times what a clock may be off."""
 FENCE_BITS = 32
 MAX_STEPS = 8
 """Rounds of one look: enough to go from created to the first stage, or from a verdict to its end."""
@@ -216,7 +218,10 @@ class Controller:
         ready = row.canary_version in observed.models
         since = None if ready else row.evidence.get("unready_since") or now.isoformat()
         plan = self.plan(session, row, now)
-        strayed = plan is not None and any(view.reachable and not follows(view, plan) for view in observed.routers)
+        given_up = observed.resource is not None and not observed.resource.effective
+        strayed = given_up or (
+            plan is not None and any(view.reachable and not follows(view, plan) for view in observed.routers)
+        )
         drift = count_drift(row, strayed, first)
         rated_at = max(row.stage_started_at, tally.last_rated_at or row.stage_started_at)
         evidence = Evidence(
@@ -254,7 +259,8 @@ class Controller:
     def is_withdrawn(self, view: RouterView, row: RolloutRow, now: datetime) -> bool:
         """Return whether this router cannot send the rollout's canary traffic; a silent one, once its plan ran out."""
         if not view.reachable:
-            return now >= row.stage_started_at + timedelta(seconds=self.settings.rollout.plan_ttl_s)
+            wait_s = self.settings.rollout.plan_ttl_s + CLOCK_SLACK_S
+            return now >= row.stage_started_at + timedelta(seconds=wait_s)
         return view.plan is None or view.expired or view.plan.rollout_id != row.rollout_id
 
     def plan(self, session: Session, row: RolloutRow | None, now: datetime) -> TrafficPlan | None:

@@ -12,7 +12,7 @@ from hone.rollout import Phase, parse_policy
 from hone.store.rollout_units import list_units
 from hone.store.rollouts import list_transitions, request_action
 from hone.store.switches import FREEZE, set_switch
-from serving.controller import Controller
+from serving.controller import CLOCK_SLACK_S, Controller
 from serving.tally import fold, start_tally
 from serving.traffic.local import LocalTraffic
 from tests.support.rollout_world import PLAN_TTL_S, World, begin, better, same, worse
@@ -170,7 +170,7 @@ def test_a_router_that_is_away_holds_the_rollback_open_until_its_plan_ran_out(wo
             with pytest.raises(Retryable, match="not everywhere"):
                 controller.look(world.clock.now)
             assert world.row().phase == "rolling_back"
-        world.wait(PLAN_TTL_S)
+        world.wait(PLAN_TTL_S + CLOCK_SLACK_S)
         with pytest.raises(Retryable, match="not everywhere"):
             controller.look(world.clock.now)
         assert world.row().phase == "rolled_back"
