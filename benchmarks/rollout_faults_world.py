@@ -141,15 +141,9 @@ class World:
     def backend(self) -> Any:
         """Return a traffic backend of this platform, with connections of its own."""
         addresses = [f"http://{host}" for host in HOSTS]
-        client = httpx.Client(transport=self.network, headers={"Authorization": f"Bearer {KEY}"})
         if self.cluster is None:
-            backend = LocalTraffic(addresses, "http://runtime", KEY)
-            backend.gateways.client.close()
-            backend.gateways.client = backend._client = client
-            return backend
-        gateways = Routers(addresses, KEY)
-        gateways.client.close()
-        gateways.client = client
+            return LocalTraffic(addresses, "http://runtime", KEY, transport=self.network)
+        gateways = Routers(addresses, KEY, transport=self.network)
         api = KubeApi("http://cluster", "hone", transport=self.cluster.transport())
         counts = count_unkeyed("http://cluster", self.cluster.transport())
         options: dict[str, Any] = {"count_unkeyed": counts, "sleep": lambda seconds: None}

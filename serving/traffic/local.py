@@ -31,9 +31,11 @@ class ModelList(msgspec.Struct, frozen=True):
 class LocalTraffic:
     """Gateways over the runtime at `runtime`. Use as a context manager: it holds connections."""
 
-    def __init__(self, addresses: Sequence[str], runtime: str, admin_key: str) -> None:
-        """`admin_key` is the API key that every router takes plans from."""
-        self.gateways = Routers(addresses, admin_key)
+    def __init__(
+        self, addresses: Sequence[str], runtime: str, admin_key: str, *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        """`admin_key` is the API key that every router takes plans from; `transport` replaces the network."""
+        self.gateways = Routers(addresses, admin_key, transport=transport)
         self.runtime = runtime.rstrip("/")
         self._client = self.gateways.client
 

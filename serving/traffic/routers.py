@@ -26,11 +26,13 @@ class RouterStatus(msgspec.Struct, frozen=True):
 class Routers:
     """Gateways by address. Holds connections until `close`."""
 
-    def __init__(self, addresses: Sequence[str], admin_key: str) -> None:
-        """`admin_key` is the API key that every router takes plans from."""
+    def __init__(
+        self, addresses: Sequence[str], admin_key: str, *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        """`admin_key` is the API key that every router takes plans from; `transport` replaces the network."""
         self.addresses = tuple(url.rstrip("/") for url in addresses)
         headers = {"Authorization": f"Bearer {admin_key}"}
-        self.client = httpx.Client(timeout=ROUTER_TIMEOUT_S, headers=headers)
+        self.client = httpx.Client(timeout=ROUTER_TIMEOUT_S, headers=headers, transport=transport)
 
     def close(self) -> None:
         """Close every connection."""
