@@ -1,7 +1,7 @@
 """Whole rollouts on simulated users: the product's own tally and verdict, look after look, without a database.
 
 Users arrive one by one, are drawn to an arm with the stage's weight, and vote; every LOOK_S the closed ones are folded
-and judged. What only people read (the band of effects) is kept on one point, so that thousands of rollouts can be run.
+and judged. What only people read (the band of effects) is left out, so that thousands of rollouts can be run.
 """
 
 import tomllib
@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hone.records import Track
 from hone.rollout import ArmCounts, Phase, Policy, Unit, parse_policy
@@ -95,6 +95,16 @@ class Ending:
     "Largest z over the ends of the stages, of shares pooled over all stages: what a naive dashboard shows."
 
 
+class Unseen(EffectBets):
+    """The band of effects, which only people read, left out."""
+
+    def __init__(self) -> None:
+        super().__init__(Bets.against(0.0), Bets.against(0.0))
+
+    def bet(self, values: ArrayLike) -> "Unseen":
+        return self
+
+
 @dataclass
 class World:
     """The users of one simulated rollout."""
@@ -123,8 +133,7 @@ def run_rollout(scenario: str, seed: int) -> Ending:
     world = World(policy, draw, np.random.default_rng(seed))
     weight = policy.stages[0].weight
     rollout = Rollout(UUID(int=seed), Phase.CANARY, 0, weight, 0, "ready", START, START)
-    point = EffectBets(Bets.against(0.0), Bets.against(0.0))
-    tally = replace(start_tally(policy), effect=point)
+    tally = replace(start_tally(policy), effect=Unseen())
     pooled_z = 0.0
     while True:
         tally = fold(tally, world.next_units(rollout), policy)

@@ -70,6 +70,30 @@ def days_to_decide(
     )
 
 
+def smallest_lift(
+    policy: Policy, *, rated_users_per_day: float, base_rate: float, share: float = 0.8, runs: int = 200
+) -> float | None:
+    """Return the smallest lift, to a quarter of a point, that this share of rollouts promotes in time, or None.
+
+    By bisection on simulated rollouts of the same seed, whose promotions grow with the lift.
+    """
+    step = 0.0025
+    low, high = 0, int((1.0 - base_rate) / step)
+
+    def finds(number: int) -> bool:
+        forecast = days_to_decide(
+            policy, rated_users_per_day=rated_users_per_day, lift=number * step, base_rate=base_rate, runs=runs
+        )
+        return forecast.promoted_share >= share
+
+    if high < 1 or not finds(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if finds(middle) else (middle, high)
+    return high * step
+
+
 def quantile_of_all(sorted_values: NDArray[np.float64] | NDArray[np.int64], runs: int, level: float) -> float | None:
     """Return the value that a share `level` of all runs stays below, or None where too few runs have one."""
     index = int(np.ceil(level * runs)) - 1

@@ -55,10 +55,13 @@ class Bets:
             ValueError: a value is not finite or lies outside [-1, 1].
         """
         x = np.atleast_1d(np.asarray(values, dtype=np.float64))
+        if not len(x):
+            return self
         if not np.all(np.abs(x) <= 1.0):
             raise ValueError(f"differences must lie in [-1, 1], got {x[~(np.abs(x) <= 1.0)][:3]}: rescale the outcomes")
         logs = self.log_by_size
-        for part in np.split(x, range(CHUNK, len(x), CHUNK)):
+        for start in range(0, len(x), CHUNK):
+            part = x[start : start + CHUNK]
             edge = (part[:, None] - self.nulls) / (1.0 + np.abs(self.nulls))
             gains = np.log1p(edge[:, :, None] * self.sizes)
             logs = np.cumsum(np.concatenate([logs[None], gains]), axis=0)[-1]

@@ -57,7 +57,7 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
     "Live traffic": (
         "hone.cli.rollout",
         {
-            "rollout": "Rollouts: plan, start, approve, list, ledger, status, pause, resume, promote, rollback",
+            "rollout": "Rollouts: plan, start, approve, list, ledger, status, watch, pause, resume, promote, rollback",
         },
     ),
 }

@@ -1,4 +1,4 @@
-"""Commands of live traffic: rollout plan, start, approve, list, ledger, status, pause, resume, promote, rollback."""
+"""Commands of live traffic: what a person plans, starts, sees and decides of rollouts."""
 
 import time
 from dataclasses import asdict
@@ -8,6 +8,8 @@ from typing import Any
 from uuid import UUID
 
 import click
+from rich.console import Console
+from rich.live import Live
 from sqlalchemy.orm import Session
 
 from hone.cli.breakglass import break_glass
@@ -23,9 +25,10 @@ from hone.cli.context import (
 )
 from hone.cli.output import duration, show_json, table, working
 from hone.cli.overview_text import evidence_text, place_text
+from hone.cli.rollout_view import view
 from hone.errors import ConfigError, Conflict
 from hone.rollout import FINAL, Action, Ledger, Policy, parse_policy
-from hone.rollout_plan import days_to_decide
+from hone.rollout_plan import days_to_decide, smallest_lift
 from hone.settings import Settings, read_toml
 from hone.store.audit import append_audit
 from hone.store.models import stable_model
@@ -50,7 +53,7 @@ rollout_argument = click.argument("rollout_id", required=False)
 
 @click.group()
 def rollout() -> None:
-    """Rollouts: plan, start, approve, list, ledger, status, pause, resume, promote, rollback."""
+    """Rollouts: plan, start, approve, list, ledger, status, watch, pause, resume, promote, rollback."""
 
 
 @rollout.command()
@@ -58,21 +61,47 @@ def rollout() -> None:
 @click.option("--lift", "lifts", type=float, multiple=True, help="True advantage of the canary; default .02 .05 .10.")
 @click.option("--users-per-day", type=float, help="Users a day who rate; default: those of the last 7 days.")
 @click.option("--base-rate", type=float, help="Mean outcome of stable, 0 to 1; default: that of the last 7 days.")
+@click.option("--alpha", type=float, help="Level of the rollout; default: what the ledger would give it now.")
 @json_option
 def plan(
-    policy: Path | None, lifts: tuple[float, ...], users_per_day: float | None, base_rate: float | None, as_json: bool
+    policy: Path | None,
+    lifts: tuple[float, ...],
+    users_per_day: float | None,
+    base_rate: float | None,
+    alpha: float | None,
+    as_json: bool,
 ) -> None:
     """Say how many days a rollout will take at today's traffic, by simulating its own test."""
     settings = current_settings()
-    rules = parse_policy(read_toml(policy or settings.rollout.policy))
+    rules = with_level(settings, parse_policy(read_toml(policy or settings.rollout.policy)), alpha)
     users, rate = traffic(settings, rules, users_per_day, base_rate)
     with working("simulating rollouts …"):
         rows = [forecast(rules, users, rate, lift) for lift in lifts or LIFTS if 0 <= rate + lift <= 1]
+        smallest = smallest_lift(rules, rated_users_per_day=users, base_rate=rate)
     if as_json:
-        return show_json({"users_per_day": users, "base_rate": rate, "goal": rules.goal, "forecasts": rows})
+        facts = {"users_per_day": users, "base_rate": rate, "goal": rules.goal, "alpha": rules.alpha}
+        return show_json({**facts, "smallest_lift": smallest, "forecasts": rows})
     horizon = f"{rules.horizon_pairs} pairs of users or {duration(rules.horizon_s)}"
-    click.echo(f"{users:.4g} users a day rate {rules.goal}, mean {rate:.3f}; undecided after {horizon}: rolled back\n")
+    click.echo(f"{users:.4g} users a day rate {rules.goal}, mean {rate:.3f}; undecided after {horizon}: rolled back")
+    click.echo(f"promoted at an e-value of {1 / rules.alpha:.0f} (alpha {rules.alpha:.2g})\n")
     table([plan_row(row) for row in rows], False, "a canary cannot be better than a mean of 1")
+    if smallest is None:
+        return click.echo("\nno lift is found in 80 % of rollouts at this traffic: fewer stages, or a longer horizon")
+    click.echo(f"\nsmallest lift that 80 % of rollouts find: {smallest:+.1%}")
+
+
+def with_level(settings: Settings, rules: Policy, alpha: float | None) -> Policy:
+    """Return the policy with the level that was given, else the ledger's for a rollout that starts now.
+
+    Raises:
+        ConfigError: the level that was given is none.
+    """
+    if alpha is None:
+        with transaction(settings) as session:
+            alpha = next_entry(session, rules, utc_now()).alpha
+    if not 0 < alpha < 1:
+        raise ConfigError(f"--alpha {alpha}: give a number between 0 and 1, such as 0.05")
+    return rules.model_copy(update={"alpha": alpha})
 
 
 def traffic(
@@ -184,6 +213,21 @@ def ledger_row(entry: dict[str, Any]) -> dict[str, Any]:
 
 @rollout.command()
 @rollout_argument
+def watch(rollout_id: str | None) -> None:
+    """Watch a rollout live: the band of effects, how far each proof is, users, checks; until it has ended."""
+    settings = current_settings()
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            with transaction(settings) as session:
+                found = describe_with_history(session, rollout_id)
+            live.update(view(found, utc_now()), refresh=True)
+            if found["phase"] in FINAL:
+                return
+            time.sleep(WATCH_INTERVAL_S)
+
+
+@rollout.command()
+@rollout_argument
 @click.option("--watch", is_flag=True, help="Look again every two seconds, until the rollout has ended.")
 @json_option
 def status(rollout_id: str | None, watch: bool, as_json: bool) -> None:
@@ -212,7 +256,9 @@ def describe_with_history(session: Session, rollout_id: str | None) -> dict[str,
         raise Conflict("no rollout yet: `hone rollout start VERSION`, or wait for a retraining")
     names = ("epoch", "created_at", "from_phase", "to_phase", "stage", "weight", "actor", "reason")
     history = [{name: getattr(t, name) for name in names} for t in list_transitions(session, row.rollout_id)]
-    return {**(describe_rollout(row) or {}), "transitions": history}
+    levels = {"alpha_harm": row.policy["alpha_harm"], "alpha_check": row.policy["alpha_check"]}
+    levels["alpha_guard"] = row.policy["guardrails"]["alpha_guard"]
+    return {**(describe_rollout(row) or {}), **levels, "evidence": row.evidence, "transitions": history}
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from hone.cli.context import utc_now
 from hone.ids import uuid7
@@ -47,6 +47,9 @@ def test_a_rollout_is_started_held_and_taken_back_by_hand(run: Run, sessions: Se
     assert phases == ["canary", "paused", "canary", "rolling_back"]
     assert "paused → canary" in run("rollout", "status").stdout
     assert read(run("rollout", "list", "--json"))[0]["phase"] == "rolling_back"
+    with sessions.begin() as session:
+        session.execute(update(RolloutRow).values(phase="rolled_back", ended_at=utc_now()))
+    assert "new against old" in run("rollout", "watch").stdout, "an ended rollout is shown once"
     assert "rollout.rollback" in [action for action, _, _ in audit(sessions)]
 
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from hone.rollout import Policy, parse_policy
-from hone.rollout_plan import days_to_decide, draw_differences, simulate, stages_of_pairs, wealth_paths
+from hone.rollout_plan import (
+    days_to_decide,
+    draw_differences,
+    simulate,
+    smallest_lift,
+    stages_of_pairs,
+    wealth_paths,
+)
 from hone.stats import LAMBDAS_BETTER, LAMBDAS_WORSE, Bets, wilson_interval
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -71,6 +78,15 @@ def test_more_traffic_decides_sooner_and_too_small_a_lift_has_no_median() -> Non
 def test_a_promotion_after_the_horizon_in_time_counts_as_none() -> None:
     late = days_to_decide(policy("rollout.toml"), rated_users_per_day=500, lift=0.1, base_rate=0.6, runs=50)
     assert (late.promoted_share, late.median_days, late.median_canary_users) == (0.0, None, None)
+
+
+def test_the_smallest_lift_that_is_found_shrinks_with_traffic() -> None:
+    quick = policy("rollout.demo.toml").model_copy(update={"horizon_s": 86_400.0})
+    little, much = (smallest_lift(quick, rated_users_per_day=users, base_rate=0.6, runs=60) for users in (500, 4_000))
+    assert little is not None
+    assert much is not None
+    assert 0.02 < much < little < 0.35
+    assert smallest_lift(quick, rated_users_per_day=5, base_rate=0.6, runs=60) is None
 
 
 def test_wrong_rates_are_refused() -> None:
