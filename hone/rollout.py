@@ -236,6 +236,8 @@ class Policy(Table):
     reverse: bool = False
     "Of a watch, which hone starts by itself: the canary is the former stable model."
     guardrails: Guardrails = Guardrails()
+    duel_share: float = Field(0.0, ge=0, le=1)
+    "Chance, at a weight of a quarter or more, that the first regenerate of a turn goes to the other arm."
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -287,6 +289,7 @@ def watch_policy(policy: Policy) -> Policy:
         "horizon_s": policy.bake_s,
         "bake_s": 0.0,
         "shadow_s": 0.0,
+        "duel_share": 0.0,
     }
     return Policy.model_validate(policy.model_dump() | changes)
 

@@ -32,6 +32,7 @@ from hone.store.engine import make_engine, make_sessions
 from hone.store.faults import Fault, fault_of
 from hone.store.leases import Lease, release_lease, renew_lease, require_lease, take_lease
 from hone.store.models import STABLE, get_alias
+from hone.store.rollout_duels import list_duels
 from hone.store.rollout_units import arm_health, close_units, count_assignments, list_units
 from hone.store.rollouts import (
     count_transitions,
@@ -47,6 +48,7 @@ from hone.store.rollouts import (
 )
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import RolloutRow
+from serving.duels import describe_duels
 from serving.rollout import decide, intended_plan
 from serving.rollout_evidence import Evidence, Rollout
 from serving.rollout_metrics import announce, show_no_rollout, show_rollout
@@ -213,6 +215,9 @@ class Controller:
         """Return the evidence for the verdict, and the same for people."""
         counts = count_assignments(session, row.rollout_id)
         shown = describe(tally, counts, policy)
+        if policy.duel_share > 0:  # for people; no verdict reads it
+            until = now - timedelta(seconds=policy.outcome_window_s)
+            shown["duels"] = describe_duels(list_duels(session, row.rollout_id, until=until), policy.alpha_harm)
         alias = get_alias(session, STABLE)
         compared = row.canary_version if row.phase == Phase.PROMOTING else row.stable_version
         ready = row.canary_version in observed.models
@@ -278,6 +283,7 @@ class Controller:
             fence=fence_of(self.lease, count_transitions(session)),
             expires_at=now + timedelta(seconds=self.settings.rollout.plan_ttl_s),
             reverse=row is not None and row.watches is not None,
+            duel_share=0.0 if row is None else row.policy.get("duel_share", 0.0),
         )
 
     def desire(self, session: Session, observed: ObservedTraffic, moved: bool, now: datetime) -> Desired:

@@ -130,6 +130,7 @@ def intended_plan(
     fence: int,
     expires_at: datetime,
     reverse: bool = False,
+    duel_share: float = 0.0,
 ) -> TrafficPlan:
     """Return the plan that follows from the stored state alone; `held` (frozen, observe-only) takes the canary out."""
     bare = TrafficPlan(fence=fence, stable=stable, expires_at=expires_at)
@@ -143,6 +144,7 @@ def intended_plan(
         canary_weight=rollout.weight,
         shadow=rollout.phase is Phase.SHADOW,
         reverse=reverse,
+        duel_share=duel_share if rollout.phase is Phase.CANARY else 0.0,
         rollout_id=rollout.rollout_id,
         stage=rollout.stage,
     )

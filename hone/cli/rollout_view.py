@@ -26,7 +26,13 @@ def view(found: Facts, now: datetime) -> Group:
     lines = [head, Text(place_text(found, ended or now), style="dim"), Text("")]
     evidence = found["evidence"]
     if evidence.get("num_pairs"):
-        lines += [*effect_lines(found), *proof_lines(found), *user_lines(found), *check_lines(found)]
+        lines += [
+            *effect_lines(found),
+            *proof_lines(found),
+            *user_lines(found),
+            *duel_lines(found),
+            *check_lines(found),
+        ]
     else:
         lines.append(row("evidence", Text("no pair of users closed yet", style="dim")))
     return Group(*lines, Text(""), *(step_line(step) for step in found["transitions"][-NUM_STEPS:]))
@@ -86,6 +92,15 @@ def user_lines(found: Facts) -> Iterator[Text]:
     """Yield how many users each arm has. Means are not shown: pooled over stages they mislead."""
     for track, arm in found["evidence"]["arms"].items():
         yield row(track, Text(f"{arm['rated']:,} users rated of {arm['closed']:,} closed"))
+
+
+def duel_lines(found: Facts) -> Iterator[Text]:
+    """Yield what duels say, where there are any: beside the verdict, never in it."""
+    duels = found["evidence"].get("duels")
+    if duels and duels["contrast"] is not None:
+        span = f"{duels['low']:+.1%} to {duels['high']:+.1%}"
+        said = f"{duels['num']:,}: {duels['contrast']:+.1%} for the canary ({span})"
+        yield row("duels", Text(said), Text(", not in the verdict", style="dim"))
 
 
 def check_lines(found: Facts) -> Iterator[Text]:

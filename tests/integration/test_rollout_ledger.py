@@ -14,10 +14,11 @@ from hone.ids import uuid7
 from hone.rollout import Phase, Policy, Transition, parse_policy
 from hone.store.engine import make_engine, make_sessions, migrate
 from hone.store.models import get_alias
+from hone.store.rollout_duels import Duel, list_duels
 from hone.store.rollout_ledger import entry_of, list_entries, next_entry
 from hone.store.rollout_units import close_units, list_units
 from hone.store.rollouts import get_rollout, policy_of, request_action, start_watch, transition
-from hone.store.tables import AuditRow, ResponseScoreRow
+from hone.store.tables import AuditRow, PreferencePairRow, ResponseScoreRow
 from tests.support.rollouts import POLICY, SPACE, START, add_answer, add_models, add_thumb, at, start_rollout
 
 E_LOND = POLICY | {"ledger": "e-lond"}
@@ -178,3 +179,49 @@ def test_the_goal_may_be_thumbs_a_reward_or_a_named_score(session: Session, goal
     add_thumb(session, answer, "ann", 0.25, 2, slot="signal:quality")
     measured(session, guarded(goal=goal), rollout_id)
     assert [unit.value for unit in list_units(session, rollout_id)] == [expected]
+
+
+# Duels ----------------------------------------------------------------------------------------------------------------
+
+
+def duel(session: Session, rollout_id: UUID, user: str, *, second: str, prefers: str | None, **fields: Any) -> None:
+    """A first answer of one arm, a regenerate by the other one, and what the person preferred."""
+    turn, first = uuid7(), "stable" if second == "canary" else "canary"
+    one = add_answer(session, rollout_id, user, 1, track=first, turn_id=turn)
+    two = add_answer(session, rollout_id, user, 5, track=second, turn_id=turn, duel=True, **fields)
+    if prefers is None:
+        return
+    chosen, rejected = (two, one) if prefers == second else (one, two)
+    session.add(
+        PreferencePairRow(
+            turn_id=turn,
+            source="choice",
+            chosen_id=chosen,
+            rejected_id=rejected,
+            user_id=uuid5(SPACE, user),
+            weight=1.0,
+            signed=True,
+            active=True,
+        )
+    )
+    session.flush()
+
+
+def test_duels_are_read_with_their_order_and_the_pair_that_the_platform_derived(session: Session) -> None:
+    rollout_id = start_rollout(session)
+    duel(session, rollout_id, "ann", second="canary", prefers="canary")
+    duel(session, rollout_id, "bob", second="stable", prefers="canary")
+    duel(session, rollout_id, "cleo", second="canary", prefers=None)
+    duel(session, rollout_id, "dan", second="canary", prefers="canary", fallback=True)
+    found = list_duels(session, rollout_id, until=at(60))
+    assert found == [Duel(True, 1), Duel(False, -1), Duel(True, 0)]
+    assert list_duels(session, rollout_id, until=at(4)) == []
+
+
+def test_only_the_first_duel_of_a_user_counts_and_no_duel_is_a_unit(session: Session) -> None:
+    rollout_id = start_rollout(session)
+    for _ in range(3):
+        duel(session, rollout_id, "ann", second="canary", prefers="canary")
+    assert len(list_duels(session, rollout_id, until=at(60))) == 1
+    measured(session, guarded(), rollout_id)
+    assert [unit.track for unit in list_units(session, rollout_id)] == ["stable"], "the first answer's arm"

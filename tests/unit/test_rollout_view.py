@@ -71,6 +71,12 @@ def test_the_view_says_effect_proofs_users_checks_and_history_in_80_columns() ->
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_duels_are_shown_beside_the_verdict() -> None:
+    duels = {"num": 40, "num_compared": 30, "num_contrasts": 15, "contrast": 0.1, "low": -0.2, "high": 0.4}
+    text = shown(evidence=FOUND["evidence"] | {"duels": duels})
+    assert "40: +10.0% for the canary (-20.0% to +40.0%), not in the verdict" in text
+
+
 def test_before_the_first_pair_it_says_so() -> None:
     assert "no pair of users closed yet" in shown(evidence={}, effect=None)
 

@@ -136,6 +136,16 @@ def test_broken_glass_of_a_watch_sends_everybody_to_the_former_model(expires_in_
     assert plan.canary_weight == 0.05
 
 
+def test_a_plan_asks_for_duels_only_while_the_canary_answers() -> None:
+    def share(phase: Phase) -> float:
+        plan = intended_plan(
+            rollout(phase, 1), canary="new", stable="old", held=False, fence=1, expires_at=START, duel_share=0.5
+        )
+        return plan.duel_share
+
+    assert [share(phase) for phase in (Phase.CANARY, Phase.PAUSED, Phase.PROMOTING)] == [0.5, 0.0, 0.0]
+
+
 def test_broken_glass_of_a_rollout_still_sends_everybody_to_stable() -> None:
     plan = TrafficPlan(
         fence=1, stable="old", canary="new", canary_weight=0.5, rollout_id=UUID(int=1), stage=0, expires_at=START
