@@ -55,6 +55,8 @@ class Ingest:
     jumps: dict[Partition, int] = field(default_factory=dict)
     "Where the first message after a claim came with a gap before it, seen once."
     forgotten: Forgotten = field(default_factory=Forgotten)
+    measured: set[Partition] = field(default_factory=set)
+    "Partitions whose lag is shown."
     backoff_s: float = FIRST_BACKOFF_S
 
 
@@ -86,6 +88,7 @@ def turn(ingest: Ingest) -> None:
         claim(ingest)
     with metrics.INGEST_STAGE_SECONDS.labels("consume").time():
         messages = ingest.source.poll(ingest.max_rows, ingest.poll_timeout_s)
+    forget_lost(ingest)
     if not messages:
         return
     ingest.crash("consumed")
@@ -149,6 +152,8 @@ def claim(ingest: Ingest) -> None:
     ingest.claims = {**ingest.claims, **{p: Claim(claims[p].epoch, starts[p]) for p in wanted}}
     ingest.unread.update(wanted)
     ingest.source.read_from(starts)
+    # Who scales by Kafka's own offsets must see one for each partition, also for those in which nothing moves.
+    ingest.source.hint(starts)
     logger.info("reading %s", ", ".join(f"{p.topic}/{p.number}@{starts[p]}" for p in wanted))
 
 
@@ -187,6 +192,14 @@ def back_off(ingest: Ingest, stop: Event, error: Exception) -> None:
     ingest.backoff_s = min(MAX_BACKOFF_S, ingest.backoff_s * 2)
 
 
+def forget_lost(ingest: Ingest) -> None:
+    """Show no lag of partitions that another member reads by now: the sum over all members counts each once."""
+    lost = ingest.measured - ingest.source.positions.keys() - ingest.source.unclaimed
+    for partition in lost:
+        metrics.INGEST_LAG_MESSAGES.remove(partition.topic, str(partition.number))
+    ingest.measured -= lost
+
+
 def report(ingest: Ingest, batch: Batch, outcome: Outcome) -> None:
     """Count what the batch did."""
     for part in outcome.stored:
@@ -200,6 +213,7 @@ def report(ingest: Ingest, batch: Batch, outcome: Outcome) -> None:
     for partition, step in batch.steps.items():
         behind = ingest.source.num_behind(partition, step.next_offset) or 0
         metrics.INGEST_LAG_MESSAGES.labels(partition.topic, str(partition.number)).set(behind)
+        ingest.measured.add(partition)
         num_behind += behind
     if newest_ms:
         metrics.INGEST_LAG_SECONDS.set(max(0.0, time.time() - newest_ms / 1000) if num_behind else 0.0)

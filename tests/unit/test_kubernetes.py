@@ -1,6 +1,8 @@
 """The Kubernetes base: the same programs as in docker-compose.yml, without anything secret."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +23,32 @@ def containers(workload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     pod = workload["spec"]["template"]["spec"]
     yield from pod.get("initContainers", [])
     yield from pod["containers"]
+
+
+KEDA = ROOT / "deploy" / "k8s" / "keda"
+SCALED = yaml.safe_load((KEDA / "ingest.yaml").read_text())
+
+
+def test_keda_scales_the_deployment_of_ingest_on_the_group_that_ingest_reads_with() -> None:
+    target = PROGRAMS[SCALED["spec"]["scaleTargetRef"]["name"]]
+    (container,) = containers(target)
+    (trigger,) = SCALED["spec"]["triggers"]
+    assert container["command"][:4] == ["python", "-m", "ingest", "events"]
+    assert trigger["metadata"]["consumerGroup"] == Settings().ingest.consumer_group
+    names = [literal.split("=")[0] for literal in KUSTOMIZATION["configMapGenerator"][0]["literals"]]
+    assert trigger["metadata"]["bootstrapServersFromEnv"] in names
+    assert {"configMapRef": {"name": "hone"}} in container["envFrom"]
+    assert all(isinstance(value, str) for value in trigger["metadata"].values()), "KEDA takes texts only"
+
+
+def test_the_overlay_with_keda_renders_and_leaves_the_number_of_replicas_to_it() -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl, which renders it, is not here")
+    shown = subprocess.run(["kubectl", "kustomize", str(KEDA)], capture_output=True, text=True, check=True).stdout
+    objects = {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(shown)}
+    assert "replicas" not in objects["Deployment", "ingest"]["spec"]
+    assert objects["Deployment", "pairs"]["spec"]["replicas"] == 1
+    assert objects["ScaledObject", "ingest"]["metadata"]["namespace"] == "hone"
 
 
 def test_every_file_is_in_the_kustomization() -> None:
