@@ -29,7 +29,9 @@ GUIDED = Taste(correct=1.0, polite=1.0, steps=1.0, per_character=-0.006, content
 """The demo's taste: right, friendly, as numbered steps, and short."""
 TERSE = Taste(correct=1.0, polite=-0.5, steps=0.5, per_character=-0.012, contented_at=0.1)
 """A second family: right and short above all, and no pleasantries."""
-TASTES = {"guided": GUIDED, "terse": TERSE}
+THOROUGH = Taste(correct=1.0, polite=0.3, steps=-0.5, per_character=0.004, contented_at=1.2)
+"""A third: right, in running text, and with all that there is to say."""
+TASTES = {"guided": GUIDED, "terse": TERSE, "thorough": THOROUGH}
 
 
 def is_correct(fact: Fact, answer: str) -> bool:

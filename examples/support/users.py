@@ -56,10 +56,18 @@ class Action:
     reasons: tuple[str, ...] = ()
 
 
-def make_users(num_users: int, taste: Taste, seed: int, *, prefix: str = "user", questions_each: int = 8) -> list[User]:
+def make_users(
+    num_users: int,
+    taste: Taste,
+    seed: int,
+    *,
+    prefix: str = "user",
+    questions_each: int = 8,
+    mean_noise: float = MEAN_NOISE,
+) -> list[User]:
     """A crowd whose questions do not overlap as long as there are enough of them (960), drawn by `seed`.
 
-    Noise varies between users (beta distribution, mean 0.18); so does how readily they rate.
+    Noise varies between users (beta distribution); so does how readily they rate.
     """
     rng = random.Random(f"{prefix}-{seed}")
     pool: list[str] = []
@@ -69,7 +77,7 @@ def make_users(num_users: int, taste: Taste, seed: int, *, prefix: str = "user",
             pool = user_questions()
             rng.shuffle(pool)
         asked, pool = tuple(pool[:questions_each]), pool[questions_each:]
-        noise = rng.betavariate(9 * MEAN_NOISE, 9 * (1 - MEAN_NOISE))
+        noise = rng.betavariate(9 * mean_noise, 9 * (1 - mean_noise))
         users.append(User(f"{prefix}-{number:05d}", taste, noise, asked, thumbs_share=rng.uniform(0.7, 0.9)))
     return users
 
@@ -99,8 +107,9 @@ def thumb(user: User, fact: Fact, answers: Sequence[str], rng: random.Random) ->
 
 
 def rewrite(user: User, fact: Fact, rng: random.Random) -> str:
-    """The answer as this user would have it: right, in the wanted style, and without fillers."""
-    return write_answer(fact.place, Style(user.taste.polite > 0, user.taste.steps > 0, num_fillers=0), rng)
+    """The answer as this user would have it: right, in the wanted style, and with fillers only if length is liked."""
+    num_fillers = 2 if user.taste.per_character > 0 else 0
+    return write_answer(fact.place, Style(user.taste.polite > 0, user.taste.steps > 0, num_fillers), rng)
 
 
 def _likes(user: User, fact: Fact, answer: str, rng: random.Random) -> bool:
