@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.learning_runs import (
-    NUM_BASES,
     Arm,
     Chain,
     Outcome,
@@ -35,22 +34,50 @@ NUM_USERS = 50
 """Of a round, with 8 questions each."""
 NUM_TRIAL_USERS = 120
 """Of the round that the gates judge: as many as they need to be sure."""
-NOISE = 0.18
 OTHER_ARMS: tuple[Arm, ...] = ("kto", "ppo", "rloo")
 
 
-def plan_chains(num_rounds: int, seeds: Sequence[int], families: Sequence[str], noise: float) -> list[Chain]:
-    """Return all chains, the longest first; KTO, PPO and RLOO get one round of the first seed in each family."""
-    make = partial(Chain, num_users=NUM_USERS, noise=noise)
-    arms: tuple[Arm, ...] = ("dpo", "oracle")
-    long = [make(arm, family, seed, num_rounds) for seed, family, arm in product(seeds, families, arms)]
-    return long + [make(arm, family, seeds[0], 1) for arm, family in product(OTHER_ARMS, families)]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is run."""
+
+    num_rounds: int
+    num_seeds: int
+    families: tuple[str, ...]
+    noise: float
+    num_bases: int
+    "Base models of different seeds; worlds take them in turn."
+
+    def chains(self) -> list[Chain]:
+        """Return all chains, the longest first; KTO, PPO and RLOO get one round of the first seed in each family."""
+        arms: tuple[Arm, ...] = ("dpo", "oracle")
+        seeds = range(self.num_seeds)
+        long = [
+            self._chain(arm, family, seed, self.num_rounds) for seed, family, arm in product(seeds, self.families, arms)
+        ]
+        return long + [self._chain(arm, family, 0, 1) for arm, family in product(OTHER_ARMS, self.families)]
+
+    def trials(self) -> list[Trial]:
+        """Return a bad and a good recipe for each seed, the families in turn."""
+        return [
+            Trial(
+                is_bad,
+                self.families[seed % len(self.families)],
+                seed,
+                NUM_TRIAL_USERS,
+                self.noise,
+                seed % self.num_bases,
+            )
+            for seed in range(self.num_seeds)
+            for is_bad in (True, False)
+        ]
+
+    def _chain(self, arm: Arm, family: str, seed: int, num_rounds: int) -> Chain:
+        return Chain(arm, family, seed, num_rounds, NUM_USERS, self.noise, seed % self.num_bases)
 
 
-def plan_trials(seeds: Sequence[int], families: Sequence[str], noise: float) -> list[Trial]:
-    """Return a bad and a good recipe for each seed, the families in turn."""
-    pairs = [(seed, families[k % len(families)]) for k, seed in enumerate(seeds)]
-    return [Trial(is_bad, family, seed, NUM_TRIAL_USERS, noise) for seed, family in pairs for is_bad in (True, False)]
+DEFAULT = Plan(num_rounds=3, num_seeds=5, families=("guided", "terse"), noise=0.18, num_bases=1)
+FULL = Plan(num_rounds=10, num_seeds=10, families=("guided", "terse", "thorough"), noise=0.3, num_bases=3)
 
 
 def gain(outcome: Outcome, number: int) -> float:
@@ -154,17 +181,17 @@ def promises(figures: dict[str, Any]) -> dict[str, Target]:
     }
 
 
-def measure(chains: Sequence[Chain], trials: Sequence[Trial], workers: int) -> dict[str, Any]:
+def measure(plan: Plan, workers: int) -> dict[str, Any]:
     """Run everything, one process for each worker, and return the figures."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for seed in pool.map(make_base, range(NUM_BASES)):
+        for seed in pool.map(make_base, range(plan.num_bases)):
             say(f"base model of seed {seed} is there")
         outcomes, verdicts = [], []
-        for outcome in pool.map(run_chain, chains):
+        for outcome in pool.map(run_chain, plan.chains()):
             outcomes.append(outcome)
             gains = [round(gain(outcome, k), 3) for k in range(1, len(outcome.models))]
             say(f"{outcome.chain.arm} {outcome.chain.family} {outcome.chain.seed}: {gains}, {outcome.cpu_s:.0f} CPU s")
-        for trial, verdict in zip(trials, pool.map(run_trial, trials), strict=True):
+        for trial, verdict in zip(plan.trials(), pool.map(run_trial, plan.trials()), strict=True):
             verdicts.append(verdict)
             say(f"{'bad' if trial.is_bad else 'good'} recipe {trial.seed}: {verdict}")
     return describe(outcomes, verdicts)
@@ -179,12 +206,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     os.environ.update({"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
-    seeds = list(range(arguments.seeds or (10 if arguments.full else 5)))
-    families = ["guided", "terse", "thorough"] if arguments.full else ["guided", "terse"]
-    noise = 0.3 if arguments.full else NOISE
-    chains = plan_chains(arguments.rounds or (10 if arguments.full else 3), seeds, families, noise)
-    figures = measure(chains, plan_trials(seeds, families, noise), arguments.workers)
-    return report(figures, promises(figures), seeds=seeds)
+    plan = FULL if arguments.full else DEFAULT
+    plan = replace(plan, num_seeds=arguments.seeds or plan.num_seeds, num_rounds=arguments.rounds or plan.num_rounds)
+    figures = measure(plan, arguments.workers)
+    return report(figures, promises(figures), seeds=list(range(plan.num_seeds)))
 
 
 if __name__ == "__main__":

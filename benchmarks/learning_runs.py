@@ -35,8 +35,6 @@ Arm = Literal["dpo", "oracle", "kto", "ppo", "rloo"]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "dpo.demo.toml"
-NUM_BASES = 2
-"""Base models of different seeds; the world's seed picks one."""
 QUESTIONS_EACH = 8
 EVALUATION_SAMPLES = 5
 DECODING = {"max_new_tokens": 160, "batch_size": 128}
@@ -48,7 +46,7 @@ RECIPES: dict[Arm, dict[str, Any]] = {
     "kto": {"method": "kto", "engine": "trl", "learning_rate": 1e-3, "batch_size": 16, "steps": 80},
     "ppo": {
         "method": "ppo",
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-4,
         "batch_size": 64,
         "steps": 25,
         "samples": {"per_prompt": 1, "max_new_tokens": 80},
@@ -57,7 +55,7 @@ RECIPES: dict[Arm, dict[str, Any]] = {
     "rloo": {
         "method": "rloo",
         "engine": "trl",
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "batch_size": 64,
         "steps": 25,
         "beta": 0.05,
@@ -65,7 +63,7 @@ RECIPES: dict[Arm, dict[str, Any]] = {
     },
 }
 """What differs from the demo's spec."""
-REWARD_RECIPE = {"method": "reward_model", "learning_rate": 1e-3, "batch_size": 16, "steps": 100}
+REWARD_RECIPE = {"method": "reward_model", "learning_rate": 1e-3, "batch_size": 16, "epochs": 3, "steps": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,8 @@ class Chain:
     "Of a round."
     noise: float
     "Mean share of judgements that come out as their opposite."
+    base: int
+    "Seed of the base model."
 
 
 @dataclass
@@ -135,7 +135,7 @@ def run_chain(chain: Chain) -> Outcome:
     prepare()
     started = process_time()
     outcome, taste = Outcome(chain), TASTES[chain.family]
-    model, tokenizer = talking_world(chain.seed % NUM_BASES)
+    model, tokenizer = talking_world(chain.base)
     outcome.models.append(measure(model, tokenizer, taste, chain.seed))
     for number in range(chain.num_rounds):
         feedback = one_round(model, tokenizer, chain, number)
@@ -231,13 +231,14 @@ class Trial:
     seed: int
     num_users: int
     noise: float
+    base: int
 
 
 def run_trial(trial: Trial) -> dict[str, Any]:
     """Return the verdict of the product's gates on a challenger of this recipe, and which gates failed it."""
     prepare()
-    model, tokenizer = talking_world(trial.seed % NUM_BASES)
-    chain = Chain("dpo", trial.family, trial.seed, 1, trial.num_users, trial.noise)
+    model, tokenizer = talking_world(trial.base)
+    chain = Chain("dpo", trial.family, trial.seed, 1, trial.num_users, trial.noise, trial.base)
     feedback = one_round(model, tokenizer, chain, 0)
     overrides: dict[str, Any] = {"seed": trial.seed, **(BAD_RECIPE if trial.is_bad else {})}
     with tempfile.TemporaryDirectory() as scratch:
@@ -246,7 +247,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
         task = Task(model, tokenizer, rows, [], job.spec, Path(scratch), "r-bench", Silent())
         result = fit(task)
         challenger = export_model(result.model, tokenizer, Path(scratch) / "model")
-        measured = evaluate(job, challenger, talking_world(trial.seed % NUM_BASES), Silent())
+        measured = evaluate(job, challenger, talking_world(trial.base), Silent())
     results = gates.judge({**measured, "stop_rules": stop_rule_measurements(result)}, job.spec.thresholds)
     return {
         "is_bad": trial.is_bad,
