@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
+import msgspec
+
 from hone.errors import ConfigError, MalformedToken, RejectedToken
+from hone.ids import uuid_of
 
 PREFIX = "chatcmpl-"
 VERSION = 1
@@ -25,11 +28,13 @@ _BODY = struct.Struct(">BB16s16s16s16sI")
 TOKEN_CHARS = len(PREFIX) + -(-(_BODY.size + MAC_BYTES) * 4 // 3)
 """124: below the 128 characters that OpenAI clients are known to keep."""
 MIN_KEY_BYTES = 16
+_TO_STANDARD = bytes.maketrans(b"-_+/", b"+/!!")
+"""base64url to base64; the characters of the latter are no base64url and become what is none either."""
+_PADDING = b"=" * (-(TOKEN_CHARS - len(PREFIX)) % 4)
 _REMEDY = "send back the `id` of the answer unchanged"
 
 
-@dataclass(frozen=True)
-class Claims:
+class Claims(msgspec.Struct, frozen=True):
     """What a token says: ids as stored, and the second (UTC) after which it is worth nothing."""
 
     response_id: UUID
@@ -67,9 +72,10 @@ class KeyRing:
             RejectedToken: it is forged, expired, signed with a key that is no longer live, or another user's.
         """
         kid, body, mac = _split(token)
-        if kid not in self.keys:
+        key = self.keys.get(kid)
+        if key is None:
             raise RejectedToken(f"the id was signed with key {kid}, which is not live any more: ask the model again")
-        if not hmac.compare_digest(mac, _mac(self.keys[kid], body)):
+        if not hmac.compare_digest(mac, _mac(key, body)):
             raise RejectedToken(f"the id's signature is wrong: {_REMEDY}")
         claims = _claims(body)
         if claims.expires_at < now:
@@ -114,14 +120,14 @@ def _mac(key: bytes, body: bytes) -> bytes:
 
 def _split(token: str) -> tuple[int, bytes, bytes]:
     """Return (key id, signed body, MAC). Only the one canonical spelling of the bytes is accepted."""
-    text = token.removeprefix(PREFIX)
-    if len(token) != TOKEN_CHARS or len(text) == len(token):
+    if len(token) != TOKEN_CHARS or not token.startswith(PREFIX):
         raise MalformedToken(f"{token[:160]!r} is not an id of an answer of this gateway: {_REMEDY}")
     try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        text = token[len(PREFIX) :].encode("ascii").translate(_TO_STANDARD)
+        data = binascii.a2b_base64(text + _PADDING, strict_mode=True)
+    except ValueError:  # binascii.Error and UnicodeEncodeError are
         raise MalformedToken(f"the id is not base64url: {_REMEDY}") from None
-    if data[0] != VERSION or base64.urlsafe_b64encode(data).rstrip(b"=").decode() != text:
+    if data[0] != VERSION or binascii.b2a_base64(data, newline=False) != text + _PADDING:
         raise MalformedToken(f"the id is not a version {VERSION} id: {_REMEDY}")
     return data[1], data[:-MAC_BYTES], data[-MAC_BYTES:]
 
@@ -129,4 +135,4 @@ def _split(token: str) -> tuple[int, bytes, bytes]:
 def _claims(body: bytes) -> Claims:
     _, _, response, conversation, turn, user, expiry = _BODY.unpack(body)
     expires_at = datetime.fromtimestamp(expiry, UTC)
-    return Claims(UUID(bytes=response), UUID(bytes=conversation), UUID(bytes=turn), UUID(bytes=user), expires_at)
+    return Claims(uuid_of(response), uuid_of(conversation), uuid_of(turn), uuid_of(user), expires_at)

@@ -4,19 +4,17 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
-import uvicorn
 
 from hone.errors import HoneError
 from hone.local.ports import require_free
 from hone.settings import load_settings
+from serving.server import serve
 
 QUIET = ("alembic", "httpx")
 """Libraries whose INFO is about themselves."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-KEEP_ALIVE_S = 75
 
 
 @click.group()
@@ -65,23 +63,6 @@ def controller(metrics_host: str, metrics_port: int | None) -> None:
     from serving.controller import run
 
     sys.exit(run(load_settings(), metrics_port, metrics_host))
-
-
-async def serve(app: Any, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; requests in flight end first."""
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=10,
-        server_header=False,
-    )
-    await uvicorn.Server(config).serve()
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ import msgspec
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+JSON = b"application/json"
+PROBLEM_JSON = b"application/problem+json"
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -92,9 +94,7 @@ async def start(send: Send, status: int, content_type: bytes, headers: Headers =
     await send({"type": "http.response.start", "status": status, "headers": pairs})
 
 
-async def answer(
-    send: Send, status: int, body: bytes, content_type: bytes = b"application/json", headers: Headers = ()
-) -> None:
+async def answer(send: Send, status: int, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
     """Send a whole response."""
     await start(send, status, content_type, [(b"content-length", str(len(body)).encode()), *headers])
     await send({"type": "http.response.body", "body": body})
@@ -102,7 +102,7 @@ async def answer(
 
 async def answer_problem(send: Send, problem: Problem) -> None:
     """Send a problem."""
-    await answer(send, problem.status, problem.body(), b"application/problem+json", problem.headers())
+    await answer(send, problem.status, problem.body(), PROBLEM_JSON, problem.headers())
 
 
 async def until_disconnect(receive: Receive) -> None:

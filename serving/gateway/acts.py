@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -57,8 +57,7 @@ class Document:
         return f"events[{position}]." if self.batch else ""
 
 
-@dataclass(frozen=True)
-class Act:
+class Act(msgspec.Struct, frozen=True):
     """One act, checked."""
 
     path: str
@@ -72,7 +71,7 @@ class Act:
     value: float | None = None
     text: str | None = None
     name: str | None = None
-    rejected: tuple[str, ...] = field(default=())
+    rejected: tuple[str, ...] = ()
 
     def content(self, now: datetime) -> dict[str, Any]:
         """Return the fields that an event takes from the act as they are."""
@@ -123,6 +122,15 @@ def read_act(item: Any, path: str, now: datetime) -> Act:
         body = msgspec.convert(item, ActBody)
     except msgspec.ValidationError as error:
         raise from_validation(error, item, path) from None
+    return check_act(body, path, now)
+
+
+def check_act(body: ActBody, path: str, now: datetime) -> Act:
+    """Return the act, if its fields agree with each other.
+
+    Raises:
+        Problem: 422 with field, value and remedy.
+    """
     check_time(body.occurred_at, path, now)
     check_subject(body, path)
     act = Act(
@@ -133,10 +141,10 @@ def read_act(item: Any, path: str, now: datetime) -> Act:
         occurred_at=body.occurred_at,
         conversation_id=body.conversation_id,
         user=body.user,
-        reasons=tuple(dict.fromkeys(body.reasons)),
+        reasons=tuple(dict.fromkeys(body.reasons)) if body.reasons else (),
         **READERS[body.kind](body, path),
     )
-    if "\x00" in f"{act.text}{act.name}":
+    if (act.text and "\x00" in act.text) or (act.name and "\x00" in act.name):
         raise wrong(f"{path}value", "a text with U+0000", "leave that character out")
     return act
 

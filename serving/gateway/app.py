@@ -35,6 +35,7 @@ from serving.gateway.traffic import TrafficRoutes
 from serving.gateway.upstreams import Upstreams
 from serving.http import Problem, Receive, Scope, Send
 from serving.router import Router, open_router
+from serving.server import Direct
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,32 @@ class Gateway:
         await self.upstreams.close()
 
 
+class GatewayApp:
+    """The application: hot routes by path, the others on Starlette."""
+
+    def __init__(self) -> None:
+        self.hot: dict[str, Asgi] = {}
+        self.direct: dict[bytes, Direct] = {}
+        "Hot routes that `serving.server` may answer without ASGI; filled when the gateway starts."
+        self.cold: Asgi = Starlette()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request to its route."""
+        is_hot = scope["type"] == "http" and scope["method"] == "POST"
+        await ((self.hot.get(scope["path"]) if is_hot else None) or self.cold)(scope, receive, send)
+
+
+class Wrapped:
+    """An application behind a middleware, with the hot routes still in sight: what has no Origin needs no CORS."""
+
+    def __init__(self, app: Asgi, direct: dict[bytes, Direct]) -> None:
+        self.app, self.direct = app, direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        await self.app(scope, receive, send)
+
+
 def open_gateway(settings: Settings, host: str) -> Asgi:
     """Return the application.
 
@@ -89,16 +116,17 @@ def open_gateway(settings: Settings, host: str) -> Asgi:
     return with_cors(assemble(make, stored.routes()), settings.gateway.cors_origins)
 
 
-def assemble(make: Callable[[], Gateway], routes: list[BaseRoute]) -> Asgi:
+def assemble(make: Callable[[], Gateway], routes: list[BaseRoute]) -> GatewayApp:
     """Return the application over a gateway that is made when the server starts and closed when it stops."""
-    held: dict[str, Asgi] = {}
+    app = GatewayApp()
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(cold: Starlette) -> AsyncIterator[None]:
         gateway = make()
-        app.router.routes += gateway.traffic.routes() + gateway.compat.routes()
-        app.router.routes += [Route("/readyz", gateway.readyz)]
-        held.update({"/v1/chat/completions": gateway.chat, "/v1/feedback": gateway.feedback})
+        cold.router.routes += gateway.traffic.routes() + gateway.compat.routes()
+        cold.router.routes += [Route("/readyz", gateway.readyz)]
+        app.hot.update({"/v1/chat/completions": gateway.chat, "/v1/feedback": gateway.feedback})
+        app.direct[b"/v1/feedback"] = gateway.feedback
         async with AsyncExitStack() as stack:
             stack.push_async_callback(gateway.close)
             for work in (gateway.recorder.replay(), gateway.shadow.run()):
@@ -106,21 +134,16 @@ def assemble(make: Callable[[], Gateway], routes: list[BaseRoute]) -> Asgi:
             yield
 
     fixed = [Route("/healthz", healthz), Route("/metrics", metrics_page), *browser_routes()]
-    cold = Starlette(routes=[*routes, *fixed], lifespan=lifespan, exception_handlers={Problem: on_problem})
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        is_hot = scope["type"] == "http" and scope["method"] == "POST"
-        await ((held.get(scope["path"]) if is_hot else None) or cold)(scope, receive, send)
-
+    app.cold = Starlette(routes=[*routes, *fixed], lifespan=lifespan, exception_handlers={Problem: on_problem})
     return app
 
 
-def with_cors(app: Asgi, origins: tuple[str, ...]) -> Asgi:
+def with_cors(app: GatewayApp, origins: tuple[str, ...]) -> Asgi:
     """Let browsers of exactly these origins call; none by default."""
     if not origins:
         return app
     headers = ["authorization", "content-type", "idempotency-key", "x-user-id", "x-conversation-id"]
-    return CORSMiddleware(
+    checked = CORSMiddleware(
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
@@ -128,6 +151,7 @@ def with_cors(app: Asgi, origins: tuple[str, ...]) -> Asgi:
         expose_headers=["retry-after"],
         max_age=86_400,
     )
+    return Wrapped(checked, app.direct)
 
 
 def make_guard(settings: Settings, sessions: sessionmaker[Session], host: str) -> Guard:

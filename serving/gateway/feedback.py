@@ -1,6 +1,7 @@
 """`POST /v1/feedback`: one act or a batch, validated, bound to the answer by its token, acknowledged by the broker."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -8,17 +9,20 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from prometheus_client import Counter
 
 from hone import ids, metrics
-from hone.errors import MalformedToken, RejectedToken, Retryable
-from hone.records import FEEDBACK_TOPIC, Feedback
+from hone.errors import HoneError, InvalidEvent, MalformedToken, RejectedToken
+from hone.records import FEEDBACK_TOPIC, Feedback, FeedbackKind
 from hone.settings import Gateway as Limits
 from hone.store.keys import Scope
 from hone.tokens import KeyRing
-from serving.gateway.acts import Act, read_act, read_document, wrong
+from serving.gateway.acts import Act, ActBody, check_act, read_act, read_document, wrong
 from serving.gateway.guard import Guard
 from serving.gateway.publisher import Publisher
 from serving.http import (
+    JSON,
+    PROBLEM_JSON,
     ClientGone,
     Problem,
     Receive,
@@ -29,6 +33,10 @@ from serving.http import (
     read_body,
 )
 from serving.http import Scope as Http
+from serving.server import Done
+
+ACT = msgspec.json.Decoder(ActBody)
+EVENT = msgspec.json.Encoder()
 
 
 class FeedbackIntake:
@@ -45,6 +53,7 @@ class FeedbackIntake:
     ) -> None:
         self.limits, self.ring, self.identity_key = limits, ring, identity_key
         self.guard, self.publisher, self.clock = guard, publisher, clock
+        self.limit = limits.max_feedback_bytes
 
     async def __call__(self, http: Http, receive: Receive, send: Send) -> None:
         """Answer one request: 202 and the ids of the events once the broker has all of them."""
@@ -55,29 +64,44 @@ class FeedbackIntake:
         except ClientGone:
             return
         except Problem as problem:
-            metrics.FEEDBACK_REJECTED.labels(problem.title).inc()
-            metrics.GATEWAY_REQUESTS.labels("feedback", problem.status).inc()
+            count_problem(problem)
             return await answer_problem(send, problem)
-        metrics.GATEWAY_REQUESTS.labels("feedback", 202).inc()
-        await answer(send, 202, msgspec.json.encode({"event_ids": [event.event_id for event in events]}))
-        metrics.FEEDBACK_SECONDS.observe(time.perf_counter() - arrived)
+        await answer(send, 202, event_ids(events))
+        count_answered(arrived)
+
+    def take(self, http: Http, body: bytes, done: Done) -> bool:
+        """Take a request that is one well-formed act on an answer; the ordinary way takes the others, and says why.
+
+        `done` gets 202 once the broker has the event, or 503.
+        """
+        arrived, now = time.perf_counter(), self.clock()
+        try:
+            act = check_act(ACT.decode(body), "", now)
+            if act.response_id is None:
+                return False
+            named, retry = header(http, b"x-user-id"), header(http, b"idempotency-key")
+            user = ids.user_id(self.identity_key, named) if named else None
+            event = self._signed(act, act.response_id, user, retry, 0, now)
+            waiting = self.publisher.send(FEEDBACK_TOPIC, key_of(event), EVENT.encode(event))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Problem, HoneError):
+            return False
+        waiting.add_done_callback(functools.partial(acknowledge, event, arrived, done))
+        return True
 
     async def publish(self, events: Sequence[Feedback]) -> None:
         """Return once the broker has the events.
 
         Raises:
-            Problem: 503, the broker is away or slow; the same events may be sent again.
+            Problem: 503, the broker is away or slow; the same events may be sent again. 413: it takes no such size.
         """
         try:
-            waiting = [
-                self.publisher.send(FEEDBACK_TOPIC, key_of(event), msgspec.json.encode(event)) for event in events
-            ]
-            await asyncio.wait_for(asyncio.gather(*waiting), self.limits.produce_timeout_s)
-        except (Retryable, TimeoutError) as error:
-            detail = f"feedback was not stored ({error or 'no answer in time'}): send it again with the same event_id"
-            raise Problem(503, "broker away", detail, retry_after_s=2) from None
+            await asyncio.gather(
+                *[self.publisher.send(FEEDBACK_TOPIC, key_of(event), EVENT.encode(event)) for event in events]
+            )
+        except HoneError as error:
+            raise not_stored(error) from None
         for event in events:
-            metrics.FEEDBACK_ACCEPTED.labels(event.kind, event.signed).inc()
+            accepted(event.kind, event.signed).inc()
 
     async def _read(self, http: Http, receive: Receive) -> list[Feedback]:
         document = read_document(await read_body(receive, self.limits.max_feedback_bytes))
@@ -145,6 +169,55 @@ class FeedbackIntake:
         if retry is None:
             return ids.uuid7()
         return ids.keyed_uuid(self.identity_key, "event", subject.bytes, position.to_bytes(4, "big"), retry.encode())
+
+
+def acknowledge(event: Feedback, arrived: float, done: Done, delivered: "asyncio.Future[None]") -> None:
+    """Answer a request of the short way with what became of its event."""
+    error = delivered.exception()
+    if isinstance(error, HoneError):
+        problem = not_stored(error)
+        count_problem(problem)
+        return done(problem.status, problem.body(), PROBLEM_JSON, problem.headers())
+    accepted(event.kind, event.signed).inc()
+    done(202, event_ids((event,)), JSON, ())
+    count_answered(arrived)
+
+
+def not_stored(error: HoneError) -> Problem:
+    """Return what it means that the broker did not take an event."""
+    if isinstance(error, InvalidEvent):
+        return Problem(413, "body too large", str(error))
+    detail = f"feedback was not stored ({error}): send it again with the same event_id"
+    return Problem(503, "broker away", detail, retry_after_s=2)
+
+
+def event_ids(events: Sequence[Feedback]) -> bytes:
+    """Return the body of a 202."""
+    return EVENT.encode({"event_ids": [event.event_id for event in events]})
+
+
+@functools.cache
+def accepted(kind: FeedbackKind, signed: bool) -> Counter:
+    """Return the counter of such events."""
+    return metrics.FEEDBACK_ACCEPTED.labels(kind, signed)
+
+
+@functools.cache
+def answered() -> Counter:
+    """Return the counter of 202s."""
+    return metrics.GATEWAY_REQUESTS.labels("feedback", 202)
+
+
+def count_answered(arrived: float) -> None:
+    """Count a request that was answered with 202."""
+    answered().inc()
+    metrics.FEEDBACK_SECONDS.observe(time.perf_counter() - arrived)
+
+
+def count_problem(problem: Problem) -> None:
+    """Count a request that was refused."""
+    metrics.FEEDBACK_REJECTED.labels(problem.title).inc()
+    metrics.GATEWAY_REQUESTS.labels("feedback", problem.status).inc()
 
 
 def key_of(event: Feedback) -> bytes:

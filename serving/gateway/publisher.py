@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -46,7 +46,7 @@ class Publisher:
         self._thread = threading.Thread(target=self._poll, name="kafka-delivery", daemon=True)
         self._thread.start()
 
-    def send(self, topic: str, key: bytes, value: bytes) -> Awaitable[None]:
+    def send(self, topic: str, key: bytes, value: bytes) -> "asyncio.Future[None]":
         """Queue a record; the future ends when the broker has it.
 
         Raises:

@@ -1,0 +1,99 @@
+"""The HTTP server on raw sockets: hot requests take the short way, and slow clients are not waited for."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from serving.http import JSON, Receive, Scope, Send, answer, read_body
+from serving.server import Done, Limits
+from tests.support.web import serving
+
+Address = tuple[str, int]
+
+
+class Echo:
+    """Answers with the body, and with the way that the request took."""
+
+    limit = 64
+
+    def __init__(self) -> None:
+        self.direct = {b"/hot": self}
+
+    def take(self, http: Scope, body: bytes, done: Done) -> bool:
+        if body == b"other way":
+            return False
+        done(200, b"short " + body, JSON, [(b"x-seen", str(len(http["headers"])).encode())])
+        return True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await answer(send, 200, b"long " + await read_body(receive, 1000))
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[Address]:
+    with serving(Echo(), Limits(head_timeout_s=0.5, keep_alive_s=30)) as url:
+        yield "127.0.0.1", int(url.rsplit(":", 1)[1])
+
+
+def post(body: bytes, path: bytes = b"/hot", **headers: str) -> bytes:
+    head = {"host": "x", "content-length": str(len(body))} | headers
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items()).encode()
+    return b"POST " + path + b" HTTP/1.1\r\n" + lines + b"\r\n" + body
+
+
+def exchange(address: Address, *pieces: bytes) -> bytes:
+    """Send the pieces one after the other; return what came back until the server closed."""
+    got = b""
+    with socket.create_connection(address) as sock:
+        sock.settimeout(10)
+        for piece in pieces:
+            sock.sendall(piece)
+            time.sleep(0.005)
+        while data := sock.recv(65536):
+            got += data
+    return got
+
+
+def test_a_hot_request_takes_the_short_way_wherever_it_is_cut(address: Address) -> None:
+    whole = post(b"hi!", connection="close")
+    for cut in range(0, len(whole), 5):
+        assert b"short hi!" in exchange(address, whole[:cut], whole[cut:])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(post(b"hi!", path=b"/cold"), id="another path"),
+        pytest.param(post(b"other way"), id="what the route does not take"),
+        pytest.param(post(b"x" * 80 + b"!"), id="a body above the route's limit"),
+        pytest.param(post(b"hi!", origin="https://a.example"), id="a browser's"),
+        pytest.param(post(b"hi!").replace(b"POST", b"PUT", 1), id="another method"),
+    ],
+)
+def test_what_is_not_hot_goes_the_ordinary_way(address: Address, sent: bytes) -> None:
+    got = exchange(address, sent, post(b"end", connection="close"))
+    assert b"long " in got.split(b"HTTP/1.1 ")[1]
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(address: Address) -> None:
+    bodies = [b"a!", b"other way", b"b!", b"c!"]
+    got = exchange(address, b"".join(map(post, bodies)) + post(b"end!", connection="close"))
+    places = [got.index(body) for body in (*bodies, b"end!")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /hot HTTP/1.1\r\nhost: x\r\nx-slow: ", post(b"hi!")[:-2]])
+def test_a_client_that_does_not_send_its_request_is_cut_off(address: Address, sent: bytes) -> None:
+    assert exchange(address, sent) == b""
+
+
+def test_a_connection_between_two_requests_may_rest(address: Address) -> None:
+    with socket.create_connection(address) as sock:
+        sock.settimeout(10)
+        for pause_s in (1.8, 0):
+            sock.sendall(post(b"hi!"))
+            assert b"short hi!" in sock.recv(65536)
+            time.sleep(pause_s)
