@@ -1,4 +1,6 @@
-"""Answers for a batch of prompts at once: left padding, a shared cache, each row with its own sampling.
+"""Answers for many prompts at once: left padding, a shared cache, each row with its own sampling.
+
+Batches are continuous: a row joins after any token of the others and leaves with its last one.
 
 A row's random numbers come from its own seed, so that its answer does not depend on its neighbours
 (but for the rounding that another batch shape brings).
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 Emit = Callable[[Sequence["Row"]], None]
 
@@ -88,12 +91,72 @@ def overlap(text: str, stop: str) -> int:
 @torch.inference_mode()
 def generate(model: Any, rows: Sequence[Row], *, pad: int, ends: frozenset[int], emit: Emit) -> None:
     """Run all rows to their end. After each step `emit` gets the rows that took a token; cancelled rows are dropped."""
-    ids_BT, mask_BT = left_pad([row.prompt_ids for row in rows], pad, model.device)
-    cache = DynamicCache(config=model.config)
-    live, sampler = list(rows), Sampler(rows, model.device)
-    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-    while True:
-        output = model(
+    running = Running(model, pad=pad, ends=ends, emit=emit)
+    running.admit(rows)
+    while running.rows:
+        running.step()
+
+
+class Running:
+    """A batch that rows join and leave between any two tokens: its cache is padded on the left, so all ends align."""
+
+    def __init__(self, model: Any, *, pad: int, ends: frozenset[int], emit: Emit) -> None:
+        self.model, self.pad, self.ends, self.emit = model, pad, ends, emit
+        self.rows: list[Row] = []
+        self._cache: Any = None
+        self._tokens_B1 = self._mask_BT = torch.empty(0, 0)
+        self._sampler: Sampler | None = None
+
+    def takes_more(self) -> bool:
+        """Say whether rows may join now. Windowed caches cannot be merged: there, a batch runs to its end first."""
+        return not self.rows or all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def width(self) -> int:
+        """Return how many tokens the cache holds for each row, padding included."""
+        return int(self._mask_BT.shape[1])
+
+    @torch.inference_mode()
+    def admit(self, rows: Sequence[Row]) -> None:
+        """Read the prompts of new rows and draw their first tokens; then they are part of the batch."""
+        if not rows:
+            return
+        ids_BT, mask_BT = left_pad([row.prompt_ids for row in rows], self.pad, self.model.device)
+        cache = DynamicCache(config=self.model.config)
+        tokens_B = self._forward(ids_BT, mask_BT, cache, Sampler(rows, self.model.device))
+        kept, index = self._accept(list(rows), tokens_B)
+        if not kept:
+            return
+        if len(kept) < len(rows):
+            cache.batch_select_indices(index)
+        tokens_B1, mask_BT = tokens_B[index, None], mask_BT[index]
+        if self.rows:
+            width = max(mask_BT.shape[1], self._mask_BT.shape[1])
+            merge(self._cache, cache, width)
+            tokens_B1 = torch.cat([self._tokens_B1, tokens_B1])
+            mask_BT = torch.cat([widen(self._mask_BT, width, 1), widen(mask_BT, width, 1)])
+            cache = self._cache
+        self._cache, self._tokens_B1, self._mask_BT = cache, tokens_B1, mask_BT
+        self._become([*self.rows, *kept])
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Draw one token for each row; rows that end here, or were cancelled, leave."""
+        assert self._sampler is not None
+        self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(self.rows), 1)], dim=1)
+        tokens_B = self._forward(self._tokens_B1, self._mask_BT, self._cache, self._sampler)
+        kept, index = self._accept(self.rows, tokens_B)
+        if kept and len(kept) < len(self.rows):
+            self._mask_BT, tokens_B = self._mask_BT[index], tokens_B[index]
+            self._cache.batch_select_indices(index)
+            self._trim()
+        self._tokens_B1 = tokens_B[:, None]
+        if len(kept) < len(self.rows):
+            self._become(kept)
+
+    def _forward(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any, sampler: "Sampler") -> Tensor:
+        """Return the next token of each row; the cache then holds the tokens that were read."""
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+        output = self.model(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,
@@ -101,19 +164,49 @@ def generate(model: Any, rows: Sequence[Row], *, pad: int, ends: frozenset[int],
             use_cache=True,
             logits_to_keep=1,
         )
-        tokens_B = sampler.draw(output.logits[:, -1].float())
-        for row, token in zip(live, tokens_B.tolist(), strict=True):
-            row.accept(token, ends)
-        emit(live)
-        kept = [i for i, row in enumerate(live) if not (row.finish_reason or row.cancelled)]
-        if not kept:
+        return sampler.draw(output.logits[:, -1].float())
+
+    def _accept(self, rows: list[Row], tokens_B: Tensor) -> tuple[list[Row], Tensor]:
+        """Give each row its token; return the rows that go on, and their places."""
+        for row, token in zip(rows, tokens_B.tolist(), strict=True):
+            row.accept(token, self.ends)
+        self.emit(rows)
+        places = [i for i, row in enumerate(rows) if not (row.finish_reason or row.cancelled)]
+        return [rows[i] for i in places], torch.tensor(places, dtype=torch.long, device=tokens_B.device)
+
+    def _become(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self._sampler = Sampler(rows, self.model.device) if rows else None
+        if not rows:
+            self._cache = None
+
+    def _trim(self) -> None:
+        """Drop the columns in which every row is padding, once they are a quarter of all."""
+        if not all(type(layer) is DynamicLayer for layer in self._cache.layers):
             return
-        if len(kept) < len(live):
-            live, index = [live[i] for i in kept], torch.tensor(kept, device=model.device)
-            cache.batch_select_indices(index)
-            tokens_B, mask_BT, sampler = tokens_B[index], mask_BT[index], Sampler(live, model.device)
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(live), 1)], dim=1)
-        ids_BT, positions_BT = tokens_B[:, None], mask_BT.sum(1, keepdim=True) - 1
+        unused = int(self._mask_BT.shape[1] - self._mask_BT.sum(1).max())
+        if unused * 4 < self._mask_BT.shape[1]:
+            return
+        self._mask_BT = self._mask_BT[:, unused:]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+
+
+def merge(cache: Any, fresh: Any, width: int) -> None:
+    """Append the rows of `fresh` to `cache`, both padded on the left to `width` tokens."""
+    for layer, new in zip(cache.layers, fresh.layers, strict=True):
+        layer.keys = torch.cat([widen(layer.keys, width, 2), widen(new.keys, width, 2)])
+        layer.values = torch.cat([widen(layer.values, width, 2), widen(new.values, width, 2)])
+
+
+def widen(tensor: Tensor, width: int, dim: int) -> Tensor:
+    """Return the tensor with zeros before it along `dim`, up to `width`."""
+    missing = width - tensor.shape[dim]
+    if missing == 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
 def left_pad(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ DEFAULT_MAX_TOKENS = 256
 Messages = Sequence[dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A set of weights under the name of its version."""
 

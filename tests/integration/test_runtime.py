@@ -104,6 +104,65 @@ def test_requests_at_the_same_time_share_batches_and_get_the_answers_they_would_
     )
 
 
+async def ask_late(url: str) -> list[str]:
+    """Begin a long answer and then ask for a short one; return who came to an end, in order."""
+    ended: list[str] = []
+    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+        begun = asyncio.Event()
+
+        async def long() -> None:
+            body = {"model": "m-1", "messages": HI, "max_tokens": 200, "stream": True, "temperature": 2, "seed": 3}
+            async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                async for _ in answer.aiter_bytes():
+                    begun.set()
+            ended.append("long")
+
+        async def short() -> None:
+            await begun.wait()
+            body = {"model": "m-1", "messages": HI, "max_tokens": 3, "seed": 1}
+            await client.post("/v1/chat/completions", json=body)
+            ended.append("short")
+
+        await asyncio.gather(long(), short())
+    return ended
+
+
+def test_a_short_answer_joins_a_running_batch_and_ends_before_it(runtime: httpx.Client) -> None:
+    assert asyncio.run(ask_late(str(runtime.base_url))) == ["short", "long"]
+
+
+async def swap_under_load(url: str, directory: str) -> list[int]:
+    """Ask without a pause while the version asked for is loaded, and the one before is unloaded."""
+    statuses: list[int] = []
+    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+        serving, over = ["m-1"], asyncio.Event()
+
+        async def people() -> None:
+            while not over.is_set():
+                body = {"model": serving[-1], "messages": HI, "max_tokens": 12}
+                statuses.append((await client.post("/v1/chat/completions", json=body)).status_code)
+
+        crowd = [asyncio.create_task(people()) for _ in range(4)]
+        for number in range(6):
+            new = "m-2" if number % 2 == 0 else "m-1"
+            await client.post("/v1/models/load", json={"model_version": new, "directory": directory.format(new)})
+            serving.append(new)
+            before = len(statuses)
+            while len(statuses) < before + 4:
+                await asyncio.sleep(0.01)
+            await client.delete(f"/v1/models/{serving[-2]}")
+        over.set()
+        await asyncio.gather(*crowd)
+    return statuses
+
+
+def test_no_request_is_refused_while_versions_are_swapped(runtime: httpx.Client, models: dict[str, Path]) -> None:
+    directory = str(models["m-1"]).replace("m-1", "{}")
+    statuses = asyncio.run(swap_under_load(str(runtime.base_url), directory))
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
 def test_a_stream_says_its_usage_as_openai_does(runtime: httpx.Client) -> None:
     text = ask(runtime, stream=True, stream_options={"include_usage": True}).text
     *_, last = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]

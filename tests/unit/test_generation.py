@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from serving.runtime.generation import Row, Sampler, Sampling, generate, overlap
+from serving.runtime.generation import Row, Running, Sampler, Sampling, generate, overlap
 from serving.runtime.model import LoadedModel, load_model
 from tests.support.tiny_model import make_tiny_model
 
@@ -115,3 +115,40 @@ def test_the_score_is_the_mean_log_probability_of_the_completion(loaded: LoadedM
         logits = loaded.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
     expected = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)) / len(answer)
     assert loaded.score([(messages, text)]) == pytest.approx([expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_row_that_joins_a_running_batch_gets_the_answer_that_it_would_get_alone(
+    loaded: LoadedModel, after: int
+) -> None:
+    def sampling(i: int) -> Sampling:
+        return Sampling(max_tokens=14 + 6 * i, temperature=0.8, seed=i)
+
+    batch = rows(loaded, sampling)
+    running = Running(loaded.model, pad=loaded.pad, ends=loaded.ends, emit=lambda _: None)
+    for row in batch:
+        running.admit([row])
+        for _ in range(after):
+            if running.rows:
+                running.step()
+    assert running.takes_more()
+    while running.rows:
+        running.step()
+    for i, row in enumerate(batch):
+        alone = rows(loaded, sampling)[i]
+        run(loaded, [alone])
+        assert row.ids == alone.ids
+
+
+def test_columns_that_only_pad_are_dropped_once_the_long_row_left(loaded: LoadedModel) -> None:
+    long, short = rows(loaded, lambda i: Sampling(max_tokens=(40, 60)[i % 2], temperature=0))[:2]
+    long.prompt_ids = long.prompt_ids * 8
+    running = Running(loaded.model, pad=loaded.pad, ends=frozenset(), emit=lambda _: None)
+    running.admit([long, short])
+    while running.rows:
+        running.step()
+        if len(running.rows) == 1:
+            assert running.width() < 1.34 * (len(short.prompt_ids) + len(short.ids)) + 1
+    alone = rows(loaded, lambda _: Sampling(max_tokens=60, temperature=0))[1]
+    generate(loaded.model, [alone], pad=loaded.pad, ends=frozenset(), emit=lambda _: None)
+    assert short.ids == alone.ids
