@@ -56,6 +56,14 @@ def runtime(host: str, port: int, models: tuple[str, ...], threads: int) -> None
 
 
 @cli.command()
+def openapi() -> None:
+    """Print the gateway's API as an OpenAPI 3.1 document; `docs/openapi.json` is what it printed last."""
+    from serving.gateway.openapi import written
+
+    click.echo(written(), nl=False)
+
+
+@cli.command()
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="0.0.0.0 in a container.")
 @click.option("--metrics-port", type=int, help="Serve /metrics and /healthz there.")
 def controller(metrics_host: str, metrics_port: int | None) -> None:

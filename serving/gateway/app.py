@@ -7,10 +7,12 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,7 +30,7 @@ from serving.gateway.feedback import FeedbackIntake
 from serving.gateway.guard import Guard
 from serving.gateway.publisher import Publisher
 from serving.gateway.recorder import Recorder, Spill
-from serving.gateway.replies import as_json, on_problem
+from serving.gateway.replies import as_json, on_failure, on_http_error, on_problem
 from serving.gateway.shadow import Shadow
 from serving.gateway.stored import StoredRoutes
 from serving.gateway.traffic import TrafficRoutes
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 CLOSE_TIMEOUT_S = 5.0
+HANDLERS: dict[Any, Any] = {Problem: on_problem, HTTPException: on_http_error, Exception: on_failure}
 
 
 class Gateway:
@@ -134,7 +137,7 @@ def assemble(make: Callable[[], Gateway], routes: list[BaseRoute]) -> GatewayApp
             yield
 
     fixed = [Route("/healthz", healthz), Route("/metrics", metrics_page), *browser_routes()]
-    app.cold = Starlette(routes=[*routes, *fixed], lifespan=lifespan, exception_handlers={Problem: on_problem})
+    app.cold = Starlette(routes=[*routes, *fixed], lifespan=lifespan, exception_handlers=HANDLERS)
     return app
 
 

@@ -25,6 +25,7 @@ class ChatMessage(msgspec.Struct):
 
     role: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
     content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class ChatBody(msgspec.Struct):
@@ -76,7 +77,7 @@ def read_ask(body: bytes, http: Scope, identity_key: bytes, response_id: UUID) -
     """
     fields, chat = decode_body(body)
     metadata = {key: value for key, value in (chat.metadata or {}).items() if isinstance(value, str)}
-    messages = tuple(Message(message.role, plain_text(message.content)) for message in chat.messages)
+    messages = tuple(Message(message.role, recorded_text(message)) for message in chat.messages)
     named = header(http, b"x-user-id") or chat.safety_identifier or chat.user
     given = header(http, b"x-conversation-id") or metadata.get("conversation_id")
     check_length(named, given)
@@ -133,6 +134,14 @@ def check_length(*names: str | None) -> None:
         if name and len(name) > MAX_ID_CHARACTERS:
             detail = f"an id of {len(name)} characters: send at most {MAX_ID_CHARACTERS}"
             raise Problem(400, "invalid_request_error", detail)
+
+
+def recorded_text(message: ChatMessage) -> str | None:
+    """Return the text of a message for the record, with a mark for tool calls, so that other calls are another turn."""
+    text = plain_text(message.content)
+    if not message.tool_calls:
+        return text
+    return (text or "") + part_text({"type": "tool_calls", "calls": message.tool_calls})
 
 
 def plain_text(content: str | list[dict[str, Any]] | None) -> str | None:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 
 import aiohttp
@@ -109,18 +108,17 @@ class Chat:
 
     async def _until_either_ends(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         """Answer, unless the client leaves first: then the upstream stops too."""
-        work = asyncio.create_task(self._answer(exchange, send))
-        leaving = asyncio.create_task(until_disconnect(receive))
+        answering, gone = asyncio.current_task(), asyncio.Event()
+        assert answering is not None
+        leaving = asyncio.create_task(cancel_when_gone(receive, answering, gone))
         try:
-            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await self._answer(exchange, send)
+        except asyncio.CancelledError:
+            if not gone.is_set() or answering.uncancel() > 0:
+                raise
         finally:
             leaving.cancel()
-            work.cancel()
-            try:
-                with suppress(asyncio.CancelledError):
-                    await work
-            finally:
-                self._finish(exchange)
+            self._finish(exchange)
 
     async def _answer(self, exchange: Exchange, send: Send) -> None:
         try:
@@ -220,6 +218,13 @@ class Chat:
             if exchange.decision.shadow:
                 self.shadow.copy(exchange)
         observe(exchange, completed=response.completed)
+
+
+async def cancel_when_gone(receive: Receive, answering: "asyncio.Task[None]", gone: asyncio.Event) -> None:
+    """End `answering` once the client has left."""
+    await until_disconnect(receive)
+    gone.set()
+    answering.cancel()
 
 
 def first_answer(exchange: Exchange) -> FirstAnswer | None:

@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,6 +31,22 @@ async def body_of(request: Request, shape: type[Body]) -> Body:
 def as_json(document: object, status: int = 200) -> Response:
     """Return a JSON response."""
     return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Return a path or method that there is not as a problem."""
+    assert isinstance(error, HTTPException)
+    known = error.headers.get("Allow") if error.headers else None
+    remedy = f"send {known}" if known else "see docs/http.md for the routes"
+    problem = Problem(error.status_code, error.detail.lower(), f"{request.method} {request.url.path}: {remedy}")
+    response = await on_problem(request, problem)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def on_failure(_: Request, error: Exception) -> Response:
+    """Return a fault of ours as a problem; the server logs it."""
+    return await on_problem(_, Problem(500, "internal error", f"{type(error).__name__}: see the gateway's log"))
 
 
 async def on_problem(_: Request, problem: Exception) -> Response:

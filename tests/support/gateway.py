@@ -138,6 +138,8 @@ class ForeignServer:
         self.may_go_on.set()
         self.seen: list[dict[str, Any]] = []
         self.left_early = False
+        self.calls: list[dict[str, Any]] = []
+        "Tool calls that take the place of the text."
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         if scope["type"] == "lifespan":
@@ -149,8 +151,11 @@ class ForeignServer:
         if self.seen[-1].get("stream"):
             await self.stream(receive, send)
         else:
-            choice = {"index": 0, "message": {"role": "assistant", "content": "".join(self.pieces)}}
-            await reply(send, base() | {"choices": [choice | {"finish_reason": "stop"}]})
+            message: dict[str, Any] = {"role": "assistant", "content": "".join(self.pieces)}
+            if self.calls:
+                message |= {"content": None, "tool_calls": self.calls}
+            choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if self.calls else "stop"}
+            await reply(send, base() | {"choices": [choice]})
 
     async def stream(self, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
