@@ -100,9 +100,9 @@ async def answer(send: Send, status: int, body: bytes, content_type: bytes = JSO
     await send({"type": "http.response.body", "body": body})
 
 
-async def answer_problem(send: Send, problem: Problem) -> None:
+async def answer_problem(send: Send, problem: Problem, headers: Headers = ()) -> None:
     """Send a problem."""
-    await answer(send, problem.status, problem.body(), PROBLEM_JSON, problem.headers())
+    await answer(send, problem.status, problem.body(), PROBLEM_JSON, [*problem.headers(), *headers])
 
 
 async def until_disconnect(receive: Receive) -> None:

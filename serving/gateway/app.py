@@ -35,7 +35,7 @@ from serving.gateway.shadow import Shadow
 from serving.gateway.stored import StoredRoutes
 from serving.gateway.traffic import TrafficRoutes
 from serving.gateway.upstreams import Upstreams
-from serving.http import Problem, Receive, Scope, Send
+from serving.http import Problem, Receive, Scope, Send, answer_problem
 from serving.router import Router, open_router
 from serving.server import Direct
 
@@ -87,8 +87,13 @@ class GatewayApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request to its route."""
-        is_hot = scope["type"] == "http" and scope["method"] == "POST"
-        await ((self.hot.get(scope["path"]) if is_hot else None) or self.cold)(scope, receive, send)
+        hot = self.hot.get(scope["path"]) if scope["type"] == "http" else None
+        if hot is None:
+            return await self.cold(scope, receive, send)
+        if scope["method"] != "POST":
+            detail = f"{scope['method']} {scope['path']}: send POST"
+            return await answer_problem(send, Problem(405, "method not allowed", detail), [(b"allow", b"POST")])
+        await hot(scope, receive, send)
 
 
 class Wrapped:

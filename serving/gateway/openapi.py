@@ -143,7 +143,7 @@ def responses(route: Route, by_type: dict[Any, Any]) -> dict[str, Any]:
     schema = by_type[route.answer] if route.answer is not None else {}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if route.path == "/v1/chat/completions":
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}
     found: dict[str, Any] = {str(route.status): {"description": "Success", "content": content}}
     if route.path == "/readyz":
         found["503"] = {"description": "Not ready", "content": content}

@@ -143,4 +143,4 @@ def fail(response: aiohttp.ClientResponse, body: bytes) -> NoReturn:
 
 def header_safe(text: str) -> str:
     """Return the name as a header may carry it."""
-    return text.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
+    return "".join(char if " " <= char <= "~" else "?" for char in text)

@@ -335,3 +335,28 @@ def test_the_asynchronous_client_chooses_between_two_answers(served: Served) -> 
     one, two = served.responses(2)
     (event,) = served.feedback(1)
     assert (event.response_id, event.rejected, event.turn_id) == (two.response_id, (one.response_id,), one.turn_id)
+
+
+def test_a_model_name_with_control_characters_is_passed_on_without_them(tmp_path: Path) -> None:
+    with serving(ForeignServer(["hi"])) as url, gateway(tmp_path, url) as served:
+        assert served.chat(model="\x11\r\nx").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("PATCH", "/v1/models", 405), ("GET", "/v1/feedback", 405)],
+)
+def test_a_path_or_method_that_there_is_not_is_a_problem(served: Served, method: str, path: str, status: int) -> None:
+    answer = served.http.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json()["status"] == status
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_other_tool_calls_make_another_turn(tmp_path: Path) -> None:
+    with serving(ForeignServer(["hi"])) as url, gateway(tmp_path, url) as served:
+        for name in ("find_order", "cancel_order", "cancel_order"):
+            call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+            served.chat(messages=[*HI, {"role": "assistant", "content": None, "tool_calls": [call]}])
+        one, two, three = [response.turn_id for response in served.responses(3)]
+    assert one != two == three
