@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from hone.errors import NotEnoughData
 from hone.weights import model_version_of, weights_digest
+from training.birth import write_birth
 from training.distributed import is_main, main_first, rank
 from training.evaluate import evaluate
 from training.export import export_model
@@ -55,7 +56,8 @@ def train_and_evaluate(job: Job) -> None:
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     job, task = load_task(job, Progress(job.directory / "progress.json"))
-    report = train_rewards(task) if job.spec.method == "reward_model" else train_policy(task, job)
+    result, report = train_rewards(task) if job.spec.method == "reward_model" else train_policy(task, job)
+    write_birth(job, report, result.history)
     seconds = {"all": time.perf_counter() - started, "cpu": time.process_time()}
     write_json(
         job.directory / EVALUATION,
@@ -87,21 +89,21 @@ def load_task(job: Job, progress: Progress) -> tuple[Job, Task]:
     return job, Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress)
 
 
-def train_rewards(task: Task) -> dict[str, Any]:
+def train_rewards(task: Task) -> tuple[TrainResult, dict[str, Any]]:
     """Train reward models, and return how well they rank pairs. They serve no traffic, so no gate judges them."""
     from training.reward_model import train_reward_models
 
     result, measured = train_reward_models(task, task.directory / MODEL)
-    return {"measured": measured, "training": {**summary(result, task.rows), "objectives": measured}}
+    return result, {"measured": measured, "training": {**summary(result, task.rows), "objectives": measured}}
 
 
-def train_policy(task: Task, job: Job) -> dict[str, Any]:
+def train_policy(task: Task, job: Job) -> tuple[TrainResult, dict[str, Any]]:
     """Train a policy, export it, and return what it can do beside its base."""
     result = fit(task)
     challenger = export_model(result.model, task.tokenizer, job.directory / MODEL)
     measured = evaluate(job, challenger, load_model(champion_directory(job)), task.progress)
     digest = weights_digest(job.directory / MODEL)
-    return {
+    return result, {
         "model_version": model_version_of(digest),
         "digest": digest,
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
