@@ -1,6 +1,6 @@
 """From a foreign document to hone's record: ids made as the gateway makes them, everything else as the mapping says."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,8 @@ from ingest.streams.values import EPOCH, as_text, defaulted, finder, read_time, 
 Fields = dict[str, Any]
 Get = Callable[[Any, RawMessage], Any]
 
+UUID_LENGTHS = frozenset({32, 36, 38, 45})
+"""Bare, with dashes, in braces, as an urn."""
 TIMES = frozenset({"occurred_at", "received_at", "created_at"})
 TEXTS = frozenset({"text", "name", "completion", "model_version", "finish_reason", "license"})
 
@@ -57,7 +59,7 @@ class Mapper:
             InvalidEvent: with reason missing, unmapped, bad_timestamp, bad_token, wrong_shape, nul_character or
                 bad_value; the detail names the field.
         """
-        if not isinstance(document, Mapping):
+        if not isinstance(document, dict):
             raise InvalidEvent("wrong_shape", f"the message holds {type(document).__name__}, not an object")
         found = {name: value for name, get in self.getters.items() if (value := get(document, message)) is not None}
         sent_at = datetime.fromtimestamp(message.timestamp_ms / 1000, UTC) if message.timestamp_ms > 0 else None
@@ -159,7 +161,8 @@ class Mapper:
             return value
         text = as_text(value).strip()
         try:
-            return UUID(text)
+            # Trying costs more than the hash: most names do not have a uuid's length.
+            return UUID(text if len(text) in UUID_LENGTHS else "")
         except ValueError:
             return ids.keyed_uuid(self.secrets.identity_key, purpose, *space, text.encode())
 

@@ -1,6 +1,6 @@
 """Values out of foreign documents: found by path, translated by a map, read as times. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -27,7 +27,7 @@ def finder(path: str | Sequence[str]) -> Find:
         return lambda document: step(document, names[0])
 
     def find(document: Any) -> Any:
-        if whole is not None and isinstance(document, Mapping) and whole in document:
+        if whole is not None and isinstance(document, dict) and whole in document:
             return document[whole]
         for name in names:
             document = step(document, name)
@@ -38,7 +38,7 @@ def finder(path: str | Sequence[str]) -> Find:
 
 def step(value: Any, name: str) -> Any:
     """Return what `name` names in a mapping, or in a list if it is a number."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return value.get(name)
     if isinstance(value, list | tuple) and name.isdecimal() and int(name) < len(value):
         return value[int(name)]
