@@ -13,7 +13,7 @@ setup:  ## make .venv, once; again only when the lock changes
 	@sh deploy/setup.sh
 
 demo: setup  ## the whole loop on this machine: chat, feedback, training, gates, canary, promotion, rollback
-	@$(PY) -m examples.demo
+	@$(PY) -m examples.demo --backend $(or $(BACKEND),local)
 
 test: setup  ## all tests, fast ones first
 	@$(PY) -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/integration tests/e2e
@@ -24,6 +24,9 @@ check: setup  ## format, lint, types, layers
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+seldon: setup  ## make the environments of Seldon's own servers, once; then `make demo BACKEND=seldon` works
+	@sh deploy/seldon/setup.sh
 
 up: setup  ## start the stack for real use, with Airflow and its UI
 	@.venv/bin/hone up
@@ -37,4 +40,4 @@ bench: setup  ## every benchmark; one JSON object each
 chaos-ingest: setup  ## break ingest 200 times under a million messages: lost/extra = 0/0 (SEED=n repeats one)
 	@$(PY) -m benchmarks.ingest_chaos --json $(if $(SEED),--seed $(SEED))
 
-.PHONY: chaos-ingest help setup demo test check up down bench
+.PHONY: chaos-ingest help setup demo test check seldon up down bench

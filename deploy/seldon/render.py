@@ -82,6 +82,15 @@ def v1(
     show(seldon_v1.render_deployment(plan, arms, name=name, namespace=namespace))
 
 
+@cli.command()
+@click.argument("version")
+def settings(version: str) -> None:
+    """The model-settings.json that MLServer wants beside the weights of VERSION (Seldon Core v2)."""
+    parameters = {"extra": {"version": version}}  # without `uri` the folder is the one that the file is in
+    document = {"name": "chat", "implementation": "serving.seldon.v2.ChatModel", "parameters": parameters}
+    click.echo(json.dumps(document, indent=1))
+
+
 def check_weight(weight: float, whole: int) -> None:
     """Refuse a weight that the platform alone, without gateways, cannot split by."""
     try:

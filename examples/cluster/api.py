@@ -146,25 +146,35 @@ class Cluster:
         self.operator.reconcile()
         return self.operator.in_effect.get((namespace, name))
 
+    def draw(self, name: str, namespace: str = "hone") -> str | None:
+        """Return the arm that the lot gives to a caller who names none; None where nothing serves."""
+        with self._lock:
+            split = self.split_of(name, namespace)
+            return None if split is None else self._lot(split)
+
+    def endpoint_of(self, model: str, namespace: str = "hone") -> str:
+        """Return the arm behind a model's own endpoint; one that is an Experiment's default is drawn like the rest."""
+        with self._lock:
+            self.operator.reconcile()
+            splits = [split for (space, _), split in self.operator.in_effect.items() if space == namespace]
+            return next((self._lot(split) for split in splits if split.default == model), model)
+
+    def _lot(self, split: Split) -> str:
+        arms, shares = zip(*split.shares, strict=True)
+        return str(self._rng.choices(arms, shares)[0])
+
     def send_unkeyed(self, name: str, num: int = 1, namespace: str = "hone") -> list[str]:
         """Let callers who name no arm come in; return the versions that answered."""
         with self._lock:
             split = self.split_of(name, namespace)
             if split is None:
                 raise LookupError(f"nothing serves {name}")
-            arms, shares = zip(*split.shares, strict=True)
-            drawn = self._rng.choices(arms, shares, k=num)
-            return [self._serve(arm, keyed=False) for arm in drawn]
+            return [self._serve(self._lot(split), keyed=False) for _ in range(num)]
 
     def send_keyed(self, arm: str, namespace: str = "hone") -> str:
-        """A caller names an arm: return the version that answers; a model that is a default is split all the same."""
+        """Let a caller name an arm; return the version that answered."""
         with self._lock:
-            self.operator.reconcile()
-            for (space, _), split in self.operator.in_effect.items():
-                if space == namespace and split.default == arm:
-                    arms, shares = zip(*split.shares, strict=True)
-                    arm = self._rng.choices(arms, shares)[0]
-            return self._serve(arm, keyed=True)
+            return self._serve(self.endpoint_of(arm, namespace), keyed=True)
 
     def _serve(self, arm: str, *, keyed: bool) -> str:
         if not self.arms.is_ready(arm):

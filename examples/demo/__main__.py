@@ -9,6 +9,7 @@ from rich.console import Console
 from examples.demo.findings import failures, findings
 from examples.demo.report import print_report, write_report
 from examples.demo.scenario import Story, tell
+from examples.demo.seldon import BACKENDS, backend_of, require_environment, start_cluster
 from examples.demo.show import Show
 from examples.demo.watch import DemoFailed
 from examples.demo.world import (
@@ -32,12 +33,15 @@ TITLE = "[bold]hone demo[/]: chat → feedback → pairs → training → gates 
 
 def main() -> int:
     """Run the demo; return the exit code."""
-    argparse.ArgumentParser(prog="make demo", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--backend", choices=BACKENDS, default="local", help="who serves both arms of live traffic")
+    backend = backend_of(parser.parse_args().backend)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
     try:
-        run(console)
+        require_environment(backend)
+        run(console, backend)
     except KeyboardInterrupt:
         console.print("\ninterrupted: every program was stopped")
         return 130
@@ -47,7 +51,7 @@ def main() -> int:
     return 0
 
 
-def run(console: Console) -> None:
+def run(console: Console, backend: str = "local") -> None:
     """Start everything, tell the story, stop everything, and write the report.
 
     Raises:
@@ -65,6 +69,8 @@ def run(console: Console) -> None:
             base = make_base(update)
         with show.stage("gateway, runtime, ingest, pair worker, controller", 10) as update:
             version = register_base(world, base)
+            if backend != "local":
+                start_cluster(world, backend)
             start_programs(world, version, base, update)
         story = Story(version, base)
         tell(world, show, story)

@@ -31,10 +31,10 @@ from serving.gateway.guard import Guard
 from serving.gateway.publisher import Publisher
 from serving.gateway.recorder import Recorder, Spill
 from serving.gateway.replies import as_json, on_failure, on_http_error, on_problem
+from serving.gateway.seldon import open_upstreams
 from serving.gateway.shadow import Shadow
 from serving.gateway.stored import StoredRoutes
 from serving.gateway.traffic import TrafficRoutes
-from serving.gateway.upstreams import Upstreams
 from serving.http import Problem, Receive, Scope, Send, answer_problem
 from serving.router import Router, open_router
 from serving.server import Direct
@@ -54,7 +54,7 @@ class Gateway:
         bootstrap = settings.kafka_bootstrap_servers or ""
         self.router = router
         self.publisher = Publisher(bootstrap, timeout_s=limits.produce_timeout_s)
-        self.upstreams = Upstreams(settings.runtime_url, limits.upstream_timeout_s)
+        self.upstreams = open_upstreams(settings, router)
         self.recorder = Recorder(self.publisher, Spill(settings.var_dir / "spill"))
         self.shadow = Shadow(self.upstreams, self.recorder, router)
         self.chat = Chat(limits, ring, identity_key, guard, router, self.upstreams, self.recorder, self.shadow)

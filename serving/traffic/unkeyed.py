@@ -32,14 +32,14 @@ class Answer(msgspec.Struct, frozen=True):
 
 def count_unkeyed(prometheus_url: str | None, transport: httpx.BaseTransport | None = None) -> CountUnkeyed:
     """Return a function that asks Prometheus; it returns None where there is none, or no answer: unknown is not 0."""
+    client = httpx.Client(timeout=TIMEOUT_S, transport=transport)
 
     def count() -> Mapping[str, int] | None:
         if prometheus_url is None:
             return None
         try:
-            with httpx.Client(timeout=TIMEOUT_S, transport=transport) as client:
-                answer = client.get(f"{prometheus_url.rstrip('/')}/api/v1/query", params={"query": QUERY})
-                samples = msgspec.json.decode(answer.raise_for_status().content, type=Answer).data.result
+            answer = client.get(f"{prometheus_url.rstrip('/')}/api/v1/query", params={"query": QUERY})
+            samples = msgspec.json.decode(answer.raise_for_status().content, type=Answer).data.result
         except (httpx.HTTPError, msgspec.DecodeError):
             return None
         return {sample.metric.get("version", ""): int(float(sample.value[1])) for sample in samples}

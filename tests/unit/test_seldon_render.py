@@ -40,3 +40,10 @@ def test_a_weight_that_the_platform_alone_cannot_split_by_is_refused() -> None:
 def test_a_version_alone_has_no_split() -> None:
     model, experiment = items("v2", "--stable", "m-1", *URIS)
     assert [candidate["name"] for candidate in experiment["spec"]["candidates"]] == [model["metadata"]["name"]]
+
+
+def test_the_settings_beside_the_weights_name_the_version() -> None:
+    result = CliRunner().invoke(cli, ["settings", "m-1"])
+    found = json.loads(result.output)
+    assert found["parameters"] == {"extra": {"version": "m-1"}}
+    assert found["implementation"] == "serving.seldon.v2.ChatModel"
