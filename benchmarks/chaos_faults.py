@@ -37,6 +37,9 @@ SHARES = {
 ZOMBIE_S = (7.0, 9.0)
 """Beyond the session timeout of 6 s: the group gives a zombie's partitions away before it wakes up."""
 
+SIGTERM_S = 30.0
+"""A member that takes longer to end in order fails the run."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -127,9 +130,12 @@ class Stage:
         self.replace(fault.member, "--crash-at", fault.option)
 
     def leave(self, fault: Fault) -> None:
-        """Let a member end in order, and another one come."""
+        """Let a member end in order, within a bound, and another one come."""
+        name = self.members[fault.member]
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            self.process(name).send_signal(number)
+        self.ended[self.supervisor.wait(name, SIGTERM_S)] += 1
         self.replace(fault.member)
-        self.ended[0] += 1
 
     def zombie(self, fault: Fault) -> None:
         """Stop a member at any moment, for longer than the group waits for it."""

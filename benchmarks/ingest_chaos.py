@@ -6,6 +6,7 @@ dead letter.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +37,8 @@ from hone.store.tables import ConsumerOffsetRow
 TOPICS = (RESPONSES_TOPIC, FEEDBACK_TOPIC)
 MAX_WAITING = 60_000
 """Messages that wait to be stored, above which the load slows down: the faults shall hit work, not a backlog."""
+EXPECTED = (0, -signal.SIGKILL, -signal.SIGTERM)
+"""Exit codes; SIGTERM itself ends a member that is still starting."""
 
 
 @contextmanager
@@ -128,7 +131,7 @@ def run(seed: int, num_events: int, num_faults: int, members: int, minutes: floa
             found = account(scene.sessions, load)
         logs = {"fenced": "fenced:", "waits": "waiting ", "refusals": "Error: ", "defects": "Traceback"}
         counts = {name: count_lines(Path(folder), words) for name, words in logs.items()}
-        bad = {code: number for code, number in scene.ended.items() if code not in (0, -9)}
+        bad = {code: number for code, number in scene.ended.items() if code not in EXPECTED}
         for path in Path(folder).glob("ingest-*.log"):
             log = path.read_text(errors="replace")
             if bad or "Traceback" in log:
