@@ -64,14 +64,14 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One message of a conversation, as OpenAI's API shapes it; `content` is null beside tool calls."""
 
     role: str
     content: str | None = None
 
 
-class Response(msgspec.Struct, frozen=True, kw_only=True):
+class Response(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One answer as it was served (topic `hone.responses.v1`)."""
 
     schema_version: int = 1
@@ -106,7 +106,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
-class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+class Feedback(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One act of feedback (topic `hone.feedback.v1`). Exactly the fields of its kind are set.
 
     thumbs: value -1, 0 (retracts) or +1, reasons · edit: text · regenerate: value = fraction rendered, 0 to 1 ·

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 from uuid import UUID
@@ -16,14 +17,16 @@ FORMAT = "(FORMAT csv, NULL 'null', ESCAPE '\\', ENCODING 'UTF8')"
 
 EMPTY = "{}"
 """An array without elements."""
+PLAIN = re.compile(r"[\w-]+(?: [\w-]+)*")
+"""Words, and uuids, that need no quotes in an array."""
 
-JSON_ESCAPE = re.compile(rb"\\(?:u00..|.)")
+JSON_ESCAPE = re.compile(rb'\\(?:u00..|[^"])')
 CONTROLS = {rb"\n": b"\n", rb"\r": b"\r", rb"\t": b"\t", rb"\b": b"\b", rb"\f": b"\f"}
 CONTROLS |= {b"\\u%04x" % code: bytes([code]) for code in range(1, 32)}
 
 
 def control(found: re.Match[bytes]) -> bytes:
-    """Return the control character that an escape stands for; a quote or a backslash stays escaped."""
+    """Return the control character that an escape stands for; a backslash stays escaped."""
     return CONTROLS.get(found[0], found[0])
 
 
@@ -40,12 +43,17 @@ def csv_lines(rows: Sequence[Sequence[object]]) -> bytes:
     return JSON_ESCAPE.sub(control, lines) if b"\\" in lines else lines
 
 
+@lru_cache(4096)
 def array(values: Sequence[object]) -> str:
-    """Return a field of type array; elements are quoted, so that words with blanks and commas stay one."""
-    if not values:
-        return EMPTY
-    quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
+    """Return a field of type array; an element is quoted where it must be, so that words with commas stay one."""
+    return "{" + ",".join(map(element, map(str, values))) + "}"
+
+
+def element(word: str) -> str:
+    """Return one element of an array."""
+    if PLAIN.fullmatch(word) and word.upper() != "NULL":
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def uuid_array(values: Iterable[UUID]) -> str:

@@ -28,6 +28,9 @@ from hone.store.tables import (
 ERASED = "[erased]"
 
 
+SINCE = text("SELECT erasure_no, user_id FROM erasure WHERE erasure_no > :last")
+
+
 @dataclass
 class Forgotten:
     """The people who were forgotten, as far as `refresh` has read; kept between batches, so that reading is cheap."""
@@ -38,8 +41,7 @@ class Forgotten:
 
     def refresh(self, session: Session) -> None:
         """Read who came since. Under the lock that erasures exclude, nobody is missed until the transaction ends."""
-        query = select(ErasureRow.erasure_no, ErasureRow.user_id).where(ErasureRow.erasure_no > self.last)
-        for number, user in session.execute(query):
+        for number, user in session.execute(SINCE, {"last": self.last}):
             self.last = max(self.last, number)
             self.users.add(user.int)
 

@@ -28,14 +28,14 @@ FEEDBACK_COLUMNS = (
     *("rejected", "reasons", "occurred_at", "received_at", "signed"),
 )
 
-LOOK = """
+LOOK = text("""
 SELECT 'event', event_id FROM feedback_event WHERE event_id = ANY(CAST(:events AS uuid[]))
 UNION ALL SELECT 'answer', response_id FROM response WHERE response_id = ANY(CAST(:answers AS uuid[]))
-"""
+""")
 
 # Only rows that are new may move the state: the state is then a function of `feedback_event`, whatever a second event
 # with the same id says. Outcomes may have no response: then they speak of a conversation or a user.
-MOVE_STATE = """
+MOVE_STATE = text("""
 WITH named AS (
     SELECT *, coalesce(response_id, conversation_id, user_id) AS subject_id,
            CASE WHEN kind IN ('signal', 'outcome') THEN kind || ':' || name ELSE kind END AS slot
@@ -52,14 +52,14 @@ ON CONFLICT (subject_id, slot, user_id) DO UPDATE SET
     reasons = excluded.reasons, occurred_at = excluded.occurred_at, event_id = excluded.event_id,
     signed = excluded.signed
 WHERE (excluded.occurred_at, excluded.event_id) > (held.occurred_at, held.event_id)
-"""
+""")
 
 # A mark that is there already is locked by the update that changes nothing: until we commit no pair worker can take
 # it, derive pairs without our rows, and leave nothing behind. The oldest time stays, so that the age is honest.
-MARK_DIRTY = """
+MARK_DIRTY = text("""
 INSERT INTO dirty_turn (turn_id) SELECT DISTINCT id FROM unnest(CAST(:ids AS uuid[])) AS id ORDER BY id
 ON CONFLICT (turn_id) DO UPDATE SET marked_at = dirty_turn.marked_at
-"""
+""")
 
 KINDS_WITHOUT_PAIRS = frozenset({"outcome", "comment"})
 
@@ -97,7 +97,7 @@ def store_events(
     """
     answers, events = append_new(session, responses, feedback, forgotten or Forgotten())
     if events:
-        session.execute(text(MOVE_STATE), {"events": uuid_array(event.event_id for event in events)})
+        session.execute(MOVE_STATE, {"events": uuid_array(event.event_id for event in events)})
     by_kind: Counter[str] = Counter(event.kind for event in events)
     if answers:
         by_kind["response"] = len(answers)
@@ -119,7 +119,7 @@ def append_new(
         "events": uuid_array(event.event_id for event in events.values()),
         "answers": uuid_array(answer.response_id for answer in answers.values()),
     }
-    for kind, held in session.execute(text(LOOK), wanted):
+    for kind, held in session.execute(LOOK, wanted):
         (events if kind == "event" else answers).pop(held.int)
     if answers:
         copy_rows(session, "response", RESPONSE_COLUMNS, [response_row(a, forgotten) for a in answers.values()])
@@ -136,7 +136,7 @@ def mark_dirty(session: Session, ids: Iterable[UUID]) -> None:
     """
     marked = list(ids)
     if marked:
-        session.execute(text(MARK_DIRTY), {"ids": uuid_array(marked)})
+        session.execute(MARK_DIRTY, {"ids": uuid_array(marked)})
 
 
 def response_row(answer: Response, forgotten: Forgotten) -> tuple[object, ...]:

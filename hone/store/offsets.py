@@ -44,7 +44,7 @@ class Group:
 
 # The rows are written in the order of the partitions, so that two claimants cannot deadlock. A zombie's open
 # transaction holds its rows: the claim waits, and then reads what the zombie committed.
-CLAIM = """
+CLAIM = text("""
 INSERT INTO consumer_offset AS held (consumer_group, incarnation, topic, partition, next_offset, epoch, owner, topic_id)
 SELECT :group_name, :incarnation, topic, number, start, 1, :owner, topic_id
 FROM unnest(CAST(:topics AS text[]), CAST(:numbers AS int[]), CAST(:starts AS bigint[]), CAST(:topic_ids AS text[]))
@@ -54,20 +54,20 @@ ON CONFLICT (consumer_group, incarnation, topic, partition) DO UPDATE SET
     epoch = held.epoch + 1, owner = excluded.owner, topic_id = coalesce(held.topic_id, excluded.topic_id),
     updated_at = now()
 RETURNING topic, partition, epoch, next_offset, topic_id
-"""
+""")
 
-ADVANCE = """
+ADVANCE = text("""
 UPDATE consumer_offset AS held SET next_offset = step.next_offset, updated_at = now()
 FROM unnest(CAST(:topics AS text[]), CAST(:numbers AS int[]), CAST(:epochs AS bigint[]),
             CAST(:firsts AS bigint[]), CAST(:nexts AS bigint[])) AS step(topic, number, epoch, first, next_offset)
 WHERE held.consumer_group = :group_name AND held.incarnation = :incarnation
   AND held.topic = step.topic AND held.partition = step.number
   AND held.epoch = step.epoch AND held.next_offset <= step.first
-"""
+""")
 
 # A zombie that was stopped right here must not hold the rows, and with them its successor, for ever. An erasure waits
 # for us, or we for it: see `hone.store.locks`.
-BEGIN = f"{BY_INDEX}; SET LOCAL idle_in_transaction_session_timeout = '20s'; {SHARE_WITH_ERASURE}"
+BEGIN = text(f"{BY_INDEX}; SET LOCAL idle_in_transaction_session_timeout = '20s'; {SHARE_WITH_ERASURE}")
 
 
 def claim_partitions(
@@ -86,7 +86,7 @@ def claim_partitions(
     """
     ordered, ids = sorted(starts), topic_ids or {}
     rows = session.execute(
-        text(CLAIM),
+        CLAIM,
         {
             "group_name": group.name,
             "incarnation": group.incarnation,
@@ -115,10 +115,10 @@ def advance(session: Session, group: Group, steps: Mapping[Partition, Step]) -> 
     Raises:
         Fenced: somebody claimed one of the partitions since, or already stored a part of the batch. Roll back.
     """
-    session.execute(text(BEGIN))
+    session.execute(BEGIN)
     ordered: Sequence[Partition] = sorted(steps)
     result = session.execute(
-        text(ADVANCE),
+        ADVANCE,
         {
             "group_name": group.name,
             "incarnation": group.incarnation,

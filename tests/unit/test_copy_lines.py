@@ -73,9 +73,10 @@ def test_json_columns_keep_their_own_escapes() -> None:
     assert found["parameters"] == r'{"stop":["\n"]}'
 
 
-def test_words_of_an_array_are_quoted() -> None:
+def test_words_of_an_array_are_quoted_where_they_must_be() -> None:
     assert array(()) == "{}"
-    assert array(("too long", 'a"b\\c')) == r'{"too long","a\"b\\c"}'
+    assert array(("too long", 'a"b\\c')) == r'{too long,"a\"b\\c"}'
+    assert array(("null", "", " x", "a,b", "{}")) == '{"null",""," x","a,b","{}"}'
 
 
 def test_a_forgotten_persons_answer_has_no_texts() -> None:
