@@ -4,12 +4,16 @@ A worker that dies takes the group with it; Ray starts a new group, and the run 
 checkpoint. That lies in the run's directory, which all workers must see.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from training.launch.start import ROOT
 from training.spec import load_job
+
+PATIENCE = {"RAY_raylet_start_wait_time_s": "300", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
+"""Ray gives up on a busy machine after 30 s; read when it is imported."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -21,6 +25,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def main(path: Path) -> None:
     """Start the workers and wait; a failure beyond the spec's `max_restarts` is raised."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     import ray
     import ray.train
     import torch
