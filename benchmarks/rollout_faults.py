@@ -79,15 +79,18 @@ def work(
 ) -> tuple[list[Result], list[dict[str, Any]]]:
     """Run schedules, and clean rollbacks on `lines`, on a database of this worker's own."""
     quiet()
+    results: list[Result] = []
     with stage_on(database_url) as stage:
-        results = []
-        for number, seed in enumerate(seeds):
-            results.append(run_schedule(stage, seed))
-            if number % 50 == 49:
-                say(f"{number + 1} of {len(seeds)} schedules of this worker")
         clean = [
             {"line": line} | clean_rollback(stage, line, SEED + run) for line in lines for run in range(CLEAN_RUNS)
         ]
+        for line in lines:
+            say(f"rollbacks without faults, {line}: {worst_of([row for row in clean if row['line'] == line])}")
+        for seed in seeds:
+            results.append(run_schedule(stage, seed))
+            if len(results) % 20 == 0:
+                found = sum(len(result.breaches) for result in results)
+                say(f"worker {seeds[0] - SEED}: {len(results)} of {len(seeds)} schedules, {found} violations")
     return results, clean
 
 

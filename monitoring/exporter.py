@@ -1,4 +1,4 @@
-"""The monitor: a look at the database every few seconds, shown as gauges. It writes nothing."""
+"""The monitor: a look at the database every few seconds, shown as gauges. All it writes are scores of answers."""
 
 import logging
 import time
@@ -20,6 +20,7 @@ from hone.records import Track
 from hone.settings import Settings
 from hone.store.facts import Facts, Position, read_facts, read_thumbs
 from hone.store.faults import Fault, fault_of
+from hone.store.scores import store_scores
 from monitoring import drift
 from monitoring.capture import CaptureWatch, show_capture
 from monitoring.gauges import show_drift, show_facts, show_settings
@@ -116,10 +117,12 @@ class Monitor:
             self.beat()
 
     def read_rewards(self, rewards: Rewards) -> None:
-        """Score the newest answers; stable's feed their stream."""
+        """Score the newest answers and keep the scores, which rollouts may read; stable's feed their stream."""
         with reading(self.sessions) as session:
             answers = rewards.newest(session)
         scored = rewards.score(answers)
+        with self.sessions.begin() as session:
+            store_scores(session, {answer.response_id: score for answer, score in scored}, rewards.model)
         ours = [s for a, s in scored if a.track == Track.STABLE and a.model_version == self.model_version]
         self.streams["reward"] = drift.watch(self.streams["reward"], np.array(ours, dtype=float))
 

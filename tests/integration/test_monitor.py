@@ -13,7 +13,7 @@ import httpx
 import pytest
 import torch
 from prometheus_client import REGISTRY
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -27,6 +27,7 @@ from hone.store.rollouts import live_rollout, save_evidence, transition
 from hone.store.switches import FREEZE, set_switch
 from hone.store.tables import (
     DeadLetterRow,
+    ResponseScoreRow,
 )
 from monitoring import drift
 from monitoring.exporter import Monitor, Watch, reading
@@ -208,6 +209,10 @@ def test_rewards_of_live_answers_come_from_the_runtime_and_each_answer_is_scored
     assert list(rewards.kept) == ["stable"] and len(rewards.kept["stable"]) == 6
     low, middle, high = (value("hone_reward_score", track="stable", quantile=q) for q in ("0.1", "0.5", "0.9"))
     assert low is not None and middle is not None and high is not None and low < middle < high
+    with sessions() as session:
+        stored = session.scalars(select(ResponseScoreRow)).all()
+    assert sorted(row.score for row in stored) == pytest.approx(sorted(rewards.kept["stable"])), "for rollouts"
+    assert {row.scorer for row in stored} == {"judge"}
     stream = watching.streams["reward"]
     assert len(stream.early) == 4 and len(stream.recent) == 2
 
