@@ -20,7 +20,7 @@ LAMBDAS: Floats = np.geomspace(0.01, 0.5, 13)
 LAMBDAS_BETTER: Floats = np.geomspace(0.015, 0.25, 7)
 """For a proof that a canary is better. Fewer sizes share the stake; larger ones would find lifts of 20 points sooner,
 yet no promotion happens in so few users, and they are what a much worse canary gets promoted by."""
-LAMBDAS_WORSE: Floats = np.geomspace(0.02, 0.5, 9)
+LAMBDAS_WORSE: Floats = np.geomspace(0.03, 0.5, 8)
 """For a proof of harm: large harm must be found within tens of users."""
 EFFECT_GRID: Floats = np.linspace(-1.0, 1.0, 81)
 """Effects that the confidence sequence tests, 2.5 points apart."""
