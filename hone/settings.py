@@ -89,6 +89,10 @@ class Gateway(Section):
     max_feedback_bytes: int = Field(65_536, ge=1024)
     max_in_flight: int = Field(256, ge=1)
     upstream_timeout_s: float = Field(120, gt=0)
+    body_timeout_s: float = Field(10, gt=0)
+    "How long a client may take to send the body of a request."
+    key_requests_per_minute: int = Field(0, ge=0)
+    "Requests that one key may make (the admin key: any number); 0: any number."
     produce_timeout_s: float = Field(10, gt=0)
     token_ttl_s: int = Field(30 * 86_400, ge=1)
     cors_origins: tuple[str, ...] = ()
@@ -101,6 +105,16 @@ class Gateway(Section):
             if not re.fullmatch(r"https?://[^/?#*\s]+", origin):
                 raise ValueError(f"{origin} is no origin: write scheme, host and port alone, like https://app.example")
         return origins
+
+
+class Upstream(Section):
+    """An OpenAI-compatible server of somebody else, under the name that plans and `stable_model` give it."""
+
+    url: str = Field(pattern=r"^https?://[^/?#]+/?$")
+    "Without path, as `runtime_url`."
+    model: str
+    "The model's name there."
+    api_key: SecretStr = SecretStr("")
 
 
 class Rollout(Section):
@@ -148,6 +162,8 @@ class Settings(BaseSettings):
     gateway_url: str = "http://127.0.0.1:8700"
     runtime_url: str = "http://127.0.0.1:8710"
     "OpenAI-compatible upstream that serves the models by name."
+    upstreams: dict[str, Upstream] = {}
+    "Versions that others serve, by name; every other version is asked of `runtime_url`."
     router_urls: tuple[str, ...] = ()
     "Every gateway that must hear of a traffic plan; empty: `gateway_url`."
     traffic_backend: Literal["local", "seldon_v1", "seldon_v2"] = "local"

@@ -1,5 +1,6 @@
 """ASGI pieces that the gateway and the runtime share: bodies with a limit, answers, problems (RFC 9457)."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -9,6 +10,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON = b"application/json"
+BODY_TIMEOUT_S = 10.0
 PROBLEM_JSON = b"application/problem+json"
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -50,20 +52,31 @@ class Problem(Exception):
         """Return the headers that belong to it."""
         retry = [] if self.retry_after_s is None else [(b"retry-after", str(self.retry_after_s).encode())]
         challenge = [(b"www-authenticate", b"Bearer")] if self.status == 401 else []
-        return retry + challenge
+        close = [(b"connection", b"close")] if self.status == 408 else []
+        return retry + challenge + close
 
 
 class ClientGone(Exception):
     """The client closed the connection before its request was whole."""
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
+async def read_body(receive: Receive, limit: int, timeout_s: float = BODY_TIMEOUT_S) -> bytes:
     """Return the request's body, counted while it is read.
 
     Raises:
-        Problem: 413, it is longer than `limit` bytes.
+        Problem: 413, it is longer than `limit` bytes; 408, it was not there after `timeout_s`.
         ClientGone: the client left.
     """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await read_all(receive, limit)
+    except TimeoutError:
+        detail = f"the body was not there after {timeout_s:g} s: send it again, without pauses"
+        raise Problem(408, "too slow", detail) from None
+
+
+async def read_all(receive: Receive, limit: int) -> bytes:
+    """Do what `read_body` does, however long it takes."""
     message = await receive()
     body: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body") and len(body) <= limit:

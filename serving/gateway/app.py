@@ -27,7 +27,7 @@ from serving.gateway.browser import browser_routes
 from serving.gateway.chat import Chat
 from serving.gateway.compat import CompatRoutes
 from serving.gateway.feedback import FeedbackIntake
-from serving.gateway.guard import Guard
+from serving.gateway.guard import Guard, Pace
 from serving.gateway.publisher import Publisher
 from serving.gateway.recorder import Recorder, Spill
 from serving.gateway.replies import as_json, on_failure, on_http_error, on_problem
@@ -175,7 +175,8 @@ def make_guard(settings: Settings, sessions: sessionmaker[Session], host: str) -
         with sessions() as session:
             return live_keys(session)
 
-    return Guard(admin_key, read_keys, open_chat=alone)
+    pace = Pace(settings.gateway.key_requests_per_minute)
+    return Guard(admin_key, read_keys, open_chat=alone, pace=pace)
 
 
 def read_identity_key(settings: Settings) -> bytes:

@@ -22,7 +22,7 @@ from serving.gateway.recorder import Recorder
 from serving.gateway.shadow import Shadow
 from serving.gateway.sse import Rewriter
 from serving.gateway.turns import FirstAnswer, Turns
-from serving.gateway.upstreams import Opened, UpstreamFailed, Upstreams
+from serving.gateway.upstreams import Opened, Target, UpstreamFailed, Upstreams
 from serving.http import (
     ClientGone,
     Problem,
@@ -89,7 +89,7 @@ class Chat:
         if self._in_flight >= self.limits.max_in_flight:
             detail = f"{self._in_flight} answers are being written: try again in a second"
             raise Problem(503, "overloaded", detail, retry_after_s=1)
-        body = await read_body(receive, self.limits.max_chat_bytes)
+        body = await read_body(receive, self.limits.max_chat_bytes, self.limits.body_timeout_s)
         response_id = uuid7()
         ask = read_ask(body, http, self.identity_key, response_id)
         decision, url = self._decide(ask)
@@ -151,9 +151,11 @@ class Chat:
         ask = exchange.ask
         exchange.token = token
         exchange.asked_at = time.perf_counter()
-        body = ask.upstream_body(model_version, private=exchange.is_named)
+        named = Target(exchange.url, model_version, echoes=True) if exchange.is_named else None
+        target = named or self.upstreams.target(model_version)
+        body = ask.upstream_body(target.model, private=exchange.is_named)
         try:
-            opened = await self.upstreams.open(exchange.url, body, answer_id=token, model=ask.model, stream=ask.stream)
+            opened = await self.upstreams.open(target, body, answer_id=token, model=ask.model, stream=ask.stream)
         except UpstreamFailed as error:
             self.upstreams.note(model_version, None if error.status in CLIENTS_FAULT else error)
             raise

@@ -104,7 +104,7 @@ class FeedbackIntake:
             accepted(event.kind, event.signed).inc()
 
     async def _read(self, http: Http, receive: Receive) -> list[Feedback]:
-        document = read_document(await read_body(receive, self.limits.max_feedback_bytes))
+        document = read_document(await read_body(receive, self.limits.max_feedback_bytes, self.limits.body_timeout_s))
         named, retry = header(http, b"x-user-id"), header(http, b"idempotency-key")
         user = ids.user_id(self.identity_key, named) if named else None
         now = self.clock()

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -19,13 +20,44 @@ STALE_S = 600.0
 """How long known keys keep working while the database is away."""
 
 
+class Pace:
+    """How often each known key may ask: an even rate, with bursts of ten seconds' worth. In this process only."""
+
+    def __init__(self, per_minute: int) -> None:
+        """`per_minute` 0 is no limit."""
+        self.per_s, self.burst = per_minute / 60, max(1.0, per_minute / 6)
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def spend(self, key: str, now: float) -> None:
+        """Count a request.
+
+        Raises:
+            Problem: 429, with the seconds until the next one is taken.
+        """
+        if not self.per_s:
+            return
+        left, at = self._left.get(key, (self.burst, now))
+        left = min(self.burst, left + (now - at) * self.per_s)
+        if left < 1:
+            wait_s = math.ceil((1 - left) / self.per_s - 1e-9)
+            detail = f"the key makes more than {self.per_s * 60:g} requests a minute: wait {wait_s} s"
+            raise Problem(429, "too many requests", detail, retry_after_s=wait_s)
+        self._left[key] = (left - 1, now)
+
+
 class Guard:
     """Checks `Authorization`. The admin key needs no database."""
 
     def __init__(
-        self, admin_key: str, read_keys: Callable[[], Mapping[str, Caller]], *, open_chat: bool = False
+        self,
+        admin_key: str,
+        read_keys: Callable[[], Mapping[str, Caller]],
+        *,
+        open_chat: bool = False,
+        pace: "Pace | None" = None,
     ) -> None:
         """`open_chat`: a gateway of one person on loopback, where chat needs no key."""
+        self._pace = pace or Pace(0)
         self._admin_hash = hash_key(admin_key) if admin_key else None
         self._read_keys, self._open_chat = read_keys, open_chat
         self._keys: Mapping[str, Caller] = {}
@@ -36,18 +68,22 @@ class Guard:
         """Return who calls, if the key carries the scope.
 
         Raises:
-            Problem: 401 without a known key, 403 without the scope, 503 while keys cannot be read.
+            Problem: 401 without a known key, 403 without the scope, 429 above the key's pace, 503 while keys cannot
+                be read.
         """
         key = presented_key(http)
         if key is None and scope is Scope.CHAT and self._open_chat:
             return Caller("loopback", frozenset({Scope.CHAT}))
         if key is None:
             raise Problem(401, "no key", "send `Authorization: Bearer <key>`; make one with `hone keys create`")
-        caller = await self._find(hash_key(key))
+        hashed = hash_key(key)
+        caller = await self._find(hashed)
         if caller is None:
             raise Problem(401, "unknown key", "the key is unknown or revoked: make one with `hone keys create`")
         if scope not in caller.scopes and Scope.ADMIN not in caller.scopes:
             raise Problem(403, "scope missing", f"key {caller.name!r} lacks the scope {scope}: make one that has it")
+        if hashed != self._admin_hash:
+            self._pace.spend(hashed, time.monotonic())
         return caller
 
     async def _find(self, hashed: str) -> Caller | None:

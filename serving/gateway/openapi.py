@@ -67,11 +67,12 @@ class Route:
 
 CHAT_HEADERS = ("X-User-Id", "X-Conversation-Id", "Idempotency-Key")
 STORED = (404, 422, 503)
+FEEDBACK_PROBLEMS = (400, 401, 403, 404, 408, 413, 422, 429, 503)
 ROUTES = (
     Route("post", "/v1/chat/completions", "OpenAI's chat, streaming or whole", Scope.CHAT, body=ChatBody,
           problems=(400, 413, 429, 502, 503), headers=CHAT_HEADERS),
     Route("post", "/v1/feedback", "Acts of feedback; 202 once the broker has them", None, 202, body=(ActBody, Batch),
-          answer=Accepted, problems=(400, 401, 403, 404, 413, 422, 429, 503), headers=("X-User-Id", "Idempotency-Key")),
+          answer=Accepted, problems=(400, *FEEDBACK_PROBLEMS), headers=("X-User-Id", "Idempotency-Key")),
     Route("get", "/v1/models", "Names that a chat may ask for", Scope.CHAT),
     Route("get", "/v1/lineage/{id}", "From an answer to what trained its model", Scope.REVIEW, problems=STORED),
     Route("get", "/v1/rollouts", "Rollouts, the newest first", Scope.REVIEW, problems=(503,)),
@@ -147,7 +148,7 @@ def responses(route: Route, by_type: dict[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {str(route.status): {"description": "Success", "content": content}}
     if route.path == "/readyz":
         found["503"] = {"description": "Not ready", "content": content}
-    numbers = {*route.problems, *((401, 403, 429, 503) if route.scope is not None else ())}
+    numbers = {*route.problems, *((401, 403, 408, 429, 503) if route.scope is not None else ())}
     problem = {"application/problem+json": {"schema": {"$ref": REF.format(name="ProblemBody")}}}
     return found | {str(number): {"description": "A problem", "content": problem} for number in sorted(numbers)}
 

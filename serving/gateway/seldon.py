@@ -5,16 +5,15 @@ a client that asked for a stream gets one chunk.
 """
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
 import msgspec
 
-from hone.settings import Settings
-from serving.gateway.upstreams import HEALTH_TIMEOUT_S, Opened, UpstreamFailed, Upstreams, close
+from hone.settings import Settings, Upstream
+from serving.gateway.upstreams import HEALTH_TIMEOUT_S, Opened, Target, UpstreamFailed, Upstreams, close
 from serving.router import Router
 from serving.traffic.seldon_v1 import service_name
 from serving.traffic.seldon_v2 import model_name
@@ -128,15 +127,17 @@ class Translated(Opened):
 class SeldonUpstreams(Upstreams):
     """Versions are reached through Seldon; upstreams that an operator registered, as ever."""
 
-    def __init__(self, line: Line, stable: Callable[[], str | None], timeout_s: float) -> None:
+    def __init__(
+        self, line: Line, stable: Callable[[], str | None], timeout_s: float, others: Mapping[str, Upstream]
+    ) -> None:
         """`stable` returns the version whose health counts. Make it inside the event loop that uses it."""
-        super().__init__("seldon:", timeout_s, time.monotonic)
+        super().__init__("seldon:", timeout_s, others)
         self.line, self.stable = line, stable
 
-    async def open(self, url: str, body: bytes, *, answer_id: str, model: str, stream: bool) -> Opened:
+    async def open(self, target: Target, body: bytes, *, answer_id: str, model: str, stream: bool) -> Opened:
         """Ask the version's own endpoint and return its whole answer; raises UpstreamFailed as every upstream."""
-        if url != self.runtime_url:
-            return await super().open(url, body, answer_id=answer_id, model=model, stream=stream)
+        if target.url != self.runtime_url:
+            return await super().open(target, body, answer_id=answer_id, model=model, stream=stream)
         chat = msgspec.json.decode(body, type=Document)
         version, usage = str(chat.pop("model")), bool((chat.pop("stream_options", None) or {}).get("include_usage"))
         chat.pop("stream", None)
@@ -205,8 +206,8 @@ def open_upstreams(settings: Settings, router: Router) -> Upstreams:
     """Return the model servers that the settings name. Call it inside the event loop."""
     timeout_s, seldon = settings.gateway.upstream_timeout_s, settings.seldon
     if settings.traffic_backend == "local":
-        return Upstreams(settings.runtime_url, timeout_s)
+        return Upstreams(settings.runtime_url, timeout_s, settings.upstreams)
     line: Line = LineV2(seldon.namespace, seldon.arm_url or "http://seldon-mesh.{namespace}")
     if settings.traffic_backend == "seldon_v1":
         line = LineV1(seldon.name, seldon.namespace, seldon.arm_url or "http://{service}.{namespace}:8000")
-    return SeldonUpstreams(line, lambda: router.plan.stable if router.plan else None, timeout_s)
+    return SeldonUpstreams(line, lambda: router.plan.stable if router.plan else None, timeout_s, settings.upstreams)

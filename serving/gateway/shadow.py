@@ -58,10 +58,11 @@ class Shadow:
 
     async def _answer(self, exchange: Exchange) -> None:
         decision: Decision = exchange.decision
-        body = exchange.ask.upstream_body(decision.model_version, stream=False)
+        target = self.upstreams.target(decision.model_version)
+        body = exchange.ask.upstream_body(target.model, stream=False)
         try:
             opened = await self.upstreams.open(
-                exchange.url, body, answer_id=str(exchange.response_id), model=exchange.ask.model, stream=False
+                target, body, answer_id=str(exchange.response_id), model=exchange.ask.model, stream=False
             )
         except UpstreamFailed as error:
             exchange.failed = True

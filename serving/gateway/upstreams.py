@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import aiohttp
 
 from hone.records import Track
+from hone.settings import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,24 @@ class NamedUpstream:
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where a version is asked for, and by which name."""
+
+    url: str
+    model: str
+    echoes: bool
+    "It is told id and name of the answer, so that it may give them itself."
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def foreign(other: Upstream) -> Target:
+    """Return how to ask somebody else's server."""
+    key = other.api_key.get_secret_value()
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return Target(other.url.rstrip("/"), other.model, echoes=False, headers=headers)
+
+
+@dataclass(frozen=True)
 class Opened:
     """An answer that has begun: its first bytes are here (all of them where it does not stream)."""
 
@@ -54,11 +73,18 @@ class Opened:
 class Upstreams:
     """The HTTP client of a gateway. Make it inside the event loop that uses it."""
 
-    def __init__(self, runtime_url: str, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        runtime_url: str,
+        timeout_s: float,
+        others: Mapping[str, Upstream] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
         connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
         self._client = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         self.runtime_url, self._clock = runtime_url.rstrip("/"), clock
+        self._others = {name: foreign(other) for name, other in (others or {}).items()}
         self._named: dict[str, NamedUpstream] = {}
         self._failing: set[str] = set()
         self._healthy, self._checked_at = False, -HEALTH_TTL_S
@@ -79,17 +105,26 @@ class Upstreams:
         """Return the live names."""
         return [name for name in list(self._named) if self.named(name)]
 
-    async def open(self, url: str, body: bytes, *, answer_id: str, model: str, stream: bool) -> Opened:
+    def target(self, model_version: str) -> Target:
+        """Return who serves this version: somebody else where the settings say so, else the runtime."""
+        return self._others.get(model_version) or Target(self.runtime_url, model_version, echoes=True)
+
+    async def open(self, target: Target, body: bytes, *, answer_id: str, model: str, stream: bool) -> Opened:
         """Send a chat request and wait for its first bytes, or for all of it. The caller closes the response.
+
+        Only a server of ours hears the answer's id, which is a credential.
 
         Raises:
             UpstreamFailed: it refused, did not answer in time, or broke off before that.
         """
-        headers = {"content-type": "application/json", "x-request-id": answer_id, "x-model-alias": header_safe(model)}
-        headers["accept-encoding"] = "identity"
+        headers = {"content-type": "application/json", "accept-encoding": "identity", **target.headers}
+        if target.echoes:
+            headers |= {"x-request-id": answer_id, "x-model-alias": header_safe(model)}
         response: aiohttp.ClientResponse | None = None
         try:
-            response = await self._client.post(url + CHAT_PATH, data=body, headers=headers, allow_redirects=False)
+            response = await self._client.post(
+                target.url + CHAT_PATH, data=body, headers=headers, allow_redirects=False
+            )
             first = await response.content.readany() if stream and response.status == 200 else await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             close(response)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from hone.tokens import parse_keys
 from serving.router import bucket
 from serving.runtime.app import runtime_app
 from serving.runtime.model import load_model
-from tests.support.gateway import HI, IDENTITY_KEY, TOKEN_KEYS, ForeignServer, Served, gateway
+from tests.support.gateway import HI, IDENTITY_KEY, KEY, TOKEN_KEYS, ForeignServer, Served, gateway
 from tests.support.tiny_model import make_tiny_model
 from tests.support.web import serving
 
@@ -360,3 +361,56 @@ def test_other_tool_calls_make_another_turn(tmp_path: Path) -> None:
             served.chat(messages=[*HI, {"role": "assistant", "content": None, "tool_calls": [call]}])
         one, two, three = [response.turn_id for response in served.responses(3)]
     assert one != two == three
+
+
+def test_somebody_elses_server_may_be_stable_beside_a_canary_of_ours(tmp_path: Path, runtime_url: str) -> None:
+    vendor = ForeignServer(["from the vendor"])
+    with serving(vendor) as url:
+        others = {"vendor": {"url": url, "model": "big-1", "api_key": "vendor-key"}}
+        with gateway(tmp_path, runtime_url, stable="vendor", settings={"upstreams": others}) as served:
+            served.take(msgspec.structs.replace(plan(0.5), stable="vendor"))
+            for name in NAMES[:8]:
+                for stream in (False, True):
+                    answer = served.chat(name, stream=stream, max_tokens=2)
+                    assert answer.status_code == 200
+                    assert "big-1" not in answer.text
+                    assert "chatcmpl-" in answer.text
+            found = served.responses(16)
+    for response in found:
+        assert response.model_version == ("m-new" if response.track is Track.CANARY else "vendor")
+        assert (response.completion == "from the vendor") == (response.track is Track.STABLE)
+    assert {response.track for response in found} == {Track.STABLE, Track.CANARY}
+    assert {asked["model"] for asked in vendor.seen} == {"big-1"}
+    assert all(headers[b"authorization"] == b"Bearer vendor-key" for headers in vendor.headers)
+    assert not any(b"x-request-id" in headers for headers in vendor.headers), "an answer's id is a credential"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    with serving(ForeignServer(["hi"])) as url, gateway(tmp_path, url, body_timeout_s=0.2) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: 90\r\n"
+        with socket.create_connection((host, int(port))) as sock:
+            sock.settimeout(10)
+            sock.sendall(head.encode() + b"\r\n{")
+            got = b""
+            while data := sock.recv(4096):
+                got += data
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert b"application/problem+json" in got
+
+
+def test_a_shadow_that_hangs_delays_nobody(tmp_path: Path) -> None:
+    slow = ForeignServer(["never "])
+    slow.may_go_on.clear()
+    with serving(ForeignServer(["hi"])) as url, serving(slow) as slow_url:
+        others = {"m-new": {"url": slow_url, "model": "slow"}}
+        with gateway(tmp_path, url, settings={"upstreams": others}) as served:
+            slow.hangs = True
+            served.take(plan(0.0, shadow=True))
+            for _ in range(100):
+                answer = served.chat()
+                assert answer.json()["choices"][0]["message"]["content"] == "hi"
+            found = served.responses(100)
+            slow.hangs = False
+            slow.may_go_on.set()
+    assert {response.track for response in found} == {Track.STABLE}

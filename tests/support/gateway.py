@@ -104,12 +104,14 @@ def gateway(
     database_url: str = "postgresql+psycopg2://nobody@127.0.0.1:9/none",
     stable: str | None = "m-old",
     key: str = KEY,
+    settings: dict[str, Any] | None = None,
     **limits: Any,
 ) -> Iterator[Served]:
     """A gateway with a broker of its own, unless it is given one."""
     with ExitStack() as stack:
         bootstrap = bootstrap or stack.enter_context(broker())
-        settings = Settings(
+        chosen = Settings(
+            **(settings or {}),
             token_keys=TOKEN_KEYS,  # type: ignore[arg-type]
             identity_key=IDENTITY_KEY,  # type: ignore[arg-type]
             admin_key=key,  # type: ignore[arg-type]
@@ -120,7 +122,7 @@ def gateway(
             database_url=database_url,
             gateway={"produce_timeout_s": 5.0} | limits,  # type: ignore[arg-type]
         )
-        url = stack.enter_context(serving(open_gateway(settings, "127.0.0.1")))
+        url = stack.enter_context(serving(open_gateway(chosen, "127.0.0.1")))
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         client = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False))
         yield Served(url, client, bootstrap)
@@ -138,6 +140,8 @@ class ForeignServer:
         self.may_go_on.set()
         self.seen: list[dict[str, Any]] = []
         self.left_early = False
+        self.hangs = False
+        self.headers: list[dict[bytes, bytes]] = []
         self.calls: list[dict[str, Any]] = []
         "Tool calls that take the place of the text."
 
@@ -148,6 +152,9 @@ class ForeignServer:
         if scope["method"] == "GET":
             return await reply(send, {"data": []})
         self.seen.append(msgspec.json.decode(body))
+        self.headers.append(dict(scope["headers"]))
+        while self.hangs:
+            await asyncio.sleep(0.02)
         if self.seen[-1].get("stream"):
             await self.stream(receive, send)
         else:
