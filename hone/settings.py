@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,14 +236,22 @@ def reject_unknown_variables(environ: Mapping[str, str]) -> None:
             raise ConfigError(f"environment variable {name}={environ[name]!r} is not a setting of hone: {hint}")
 
 
-def explain(error: ValidationError, origin: str, environ: Mapping[str, str] | None = None) -> str:
-    """Return one line for each wrong key: where, the value, what is wrong."""
+def explain(
+    error: ValidationError,
+    origin: str,
+    environ: Mapping[str, str] | None = None,
+    *,
+    known: Iterable[str] | None = None,
+    page: str = "docs/settings.md",
+) -> str:
+    """Return one line for each wrong key: where, the value, what is wrong, and the nearest of the `known` keys."""
     lines = []
+    known = list(all_keys() if known is None else known)
     for item in error.errors():
         key = named(item["loc"], environ)
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key.split(".")[-1], all_keys(), n=1)
-            hint = f"did you mean {near[0]}?" if near else "remove it, or see docs/settings.md"
+            near = difflib.get_close_matches(key.split(".")[-1], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"remove it, or see {page}"
             lines.append(f"{key} = {item['input']!r} is not a setting: {hint}")
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")

@@ -240,7 +240,9 @@ class Run:
         for name, weight in self._all_weights():
             weight.data.copy_(found.tensors[f"weight.{name}"])
             optimizer = self._optimizer if name in self._weights else self._value_optimizer
-            optimizer.state[weight] = {key: found.tensors[f"{key}.{name}"] for key in MOMENTS}
+            moments = {key: found.tensors[f"{key}.{name}"] for key in MOMENTS}
+            # AdamW counts its steps on the CPU, wherever the weights are.
+            optimizer.state[weight] = {k: v if k == "step" else v.to(weight.device) for k, v in moments.items()}
         self.step, self.history = found.step, found.state["history"]
         self._kl.coefficient = found.state["kl_coefficient"]
 

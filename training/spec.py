@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hone.datasets import Kind
 from hone.errors import ConfigError
@@ -220,7 +220,16 @@ def parse(table: type[T], values: Mapping[str, Any], origin: str) -> T:
     try:
         found = table.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, origin)) from None
+        raise ConfigError(explain(error, origin, known=keys_of(table), page="docs/training.md")) from None
     if isinstance(found, RunSpec):
         load_thresholds(found.gates)
+    return found
+
+
+def keys_of(table: type[BaseModel]) -> list[str]:
+    """Return every key of a table and of the tables in it."""
+    found = list(table.model_fields)
+    for field in table.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += keys_of(field.annotation)
     return found

@@ -17,14 +17,14 @@ from tests.support.training import make_job, row
 from training.run import run_job
 from training.spec import Job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def outcomes(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     words = ["-m", "tests.support.kill_and_resume", str(tiny_base), str(tmp_path_factory.mktemp("killed"))]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=170)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -35,7 +35,6 @@ SAMPLED: dict[str, Any] = {
 }
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "sft": ({"method": "sft"}, 3),
-    "sft packed": ({"method": "sft", "sft": {"packing": True}}, 6),
     "reward_model": ({"method": "reward_model", "reward": {"min_accuracy": 0.5}, "learning_rate": 1e-2}, 6),
     "dpo": ({"method": "dpo", "engine": "trl"}, 6),
     "kto": ({"method": "kto", "kto": {"min_rows": 4}}, 3),
@@ -44,7 +43,7 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "grpo": ({"method": "grpo", **SAMPLED}, 6),
 }
 """Method -> its spec, and the checkpoint at which it is killed."""
-DEADLINE_S = 150.0
+DEADLINE_S = 600.0
 
 
 def main(base: Path, directory: Path) -> dict[str, Any]:

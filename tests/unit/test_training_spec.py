@@ -37,7 +37,7 @@ def test_overrides_of_a_request_replace_single_keys(tmp_path: Path) -> None:
     [
         pytest.param({"learning_rat": 1}, "learning_rat = 1", id="an unknown key"),
         pytest.param({"beta": -1}, "beta = -1", id="out of range"),
-        pytest.param({"lora": {"rnk": 4}}, "lora.rnk = 4", id="an unknown key of a table"),
+        pytest.param({"lora": {"rnk": 4}}, "lora.rnk = 4 .* did you mean rank", id="an unknown key of a table"),
         pytest.param({"gates": {"min_pears": 4}}, "gates.min_pears", id="an unknown threshold"),
         pytest.param({"method": "sft"}, "no engine 'native': use trl", id="an engine that the method has not"),
         pytest.param({"reward": {"margin": 1}}, r"dpo does not read \[reward\]", id="a table of another method"),
