@@ -1,6 +1,7 @@
 """Pairs are a function of the stored events: what the worker has done step by step equals one full derivation."""
 
 import random
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,7 +20,7 @@ from hone.records import Feedback, Response
 from hone.settings import Pairs
 from hone.store.erasure import erase_user
 from hone.store.events import mark_dirty, store_events
-from hone.store.pairs import Answer, Signal, begin_pair_transaction
+from hone.store.pairs import TAKE_DIRTY, Answer, Signal, begin_pair_transaction
 from hone.store.tables import DirtyTurnRow, PreferencePairRow, UnaryLabelRow
 from ingest.pair_worker import derive_batch
 from ingest.pairing import derive
@@ -302,3 +303,20 @@ def test_the_planner_would_read_whole_tables_without_the_settings(sessions: Sess
     with sessions() as session:
         rows = session.execute(text(f"EXPLAIN SELECT * FROM response WHERE turn_id = '{uid('turn')}' OR true"))
         assert any("Seq Scan on response" in row[0] for row in rows)
+
+
+FILL = "INSERT INTO dirty_turn SELECT gen_random_uuid() FROM generate_series(1, {})"
+
+
+def test_taking_marks_from_a_large_backlog_reads_only_the_marks_that_it_takes(sessions: Sessions) -> None:
+    """Statistics that are older than the backlog must not make the planner read all of it."""
+    with sessions() as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        for statement in (FILL.format(1), "VACUUM ANALYZE dirty_turn", FILL.format(20_000)):
+            session.execute(text(statement))
+    with sessions() as session:
+        begin_pair_transaction(session)
+        rows = session.execute(text(f"EXPLAIN (ANALYZE, BUFFERS) {TAKE_DIRTY}"), {"limit": 500}).scalars().all()
+        session.rollback()
+    touches = next(int(found[1]) for row in rows if (found := re.search(r"shared hit=(\d+)", row)))
+    assert touches < 5 * 500, "\n".join(rows)
