@@ -67,6 +67,7 @@ class Microservices:
             "PREDICTIVE_UNIT_PARAMETERS": json.dumps(parameters),
             "GRPC_WORKERS": "0",
             "GUNICORN_THREADS": "16",
+            "GUNICORN_KEEPALIVE": "75",  # its 2 s are shorter than what callers keep idle connections for
         }
         program = Program(
             name=arm.name,

@@ -40,7 +40,7 @@ from tests.support.kubernetes import NAME, schemas
 from tests.support.speaking_model import make_speaking_model
 from tests.support.web import serving
 
-pytestmark = [pytest.mark.seldon, pytest.mark.slow]
+pytestmark = [pytest.mark.seldon, pytest.mark.slow, pytest.mark.timeout(600)]
 ANSWERS = {"base": "Open the Orders page.", "good": "Happy to help! Press Rename.", "bad": "Export."}
 LIKES = {ANSWERS["base"]: 0.5, ANSWERS["good"]: 0.95, ANSWERS["bad"]: 0.05}
 QUESTION = [{"role": "user", "content": "How do I rename my order?"}]
