@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def measure(case: Case) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from examples.support.chat_model import train_tokenizer
-    from training.fit import Task, fit
+    from training.fit import TRAINERS, Task, fit
     from training.pairs import encode_pairs
     from training.progress import Progress
     from training.spec import RunSpec
@@ -150,6 +151,9 @@ def measure(case: Case) -> dict[str, Any]:
         for k, a in enumerate(answers)
     ]
     tokens = encode_pairs(rows, tokenizer, 4096)[0][0].length
+    # Imported before the baseline: TRL and what it needs take some hundred megabytes, which no plan is about.
+    module, _, _ = TRAINERS[case.method, case.engine].partition(":")
+    import_module(module)
     torch.ones(512, 512).matmul(torch.ones(512, 512)).sum().item()
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
