@@ -151,15 +151,6 @@ def measure(case: Case) -> dict[str, Any]:
         for k, a in enumerate(answers)
     ]
     tokens = encode_pairs(rows, tokenizer, 4096)[0][0].length
-    # Imported before the baseline: TRL and what it needs take some hundred megabytes, which no plan is about.
-    module, _, _ = TRAINERS[case.method, case.engine].partition(":")
-    import_module(module)
-    torch.ones(512, 512).matmul(torch.ones(512, 512)).sum().item()
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    config = LlamaConfig(**case.shape.model_dump(exclude_none=True), max_position_embeddings=4096)
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
     spec = RunSpec.model_validate(
         {
             "method": case.method,
@@ -172,6 +163,15 @@ def measure(case: Case) -> dict[str, Any]:
             "checkpoint_steps": 100,
         }
     )
+    # Imported before the baseline: TRL and what it needs take some hundred megabytes, which no plan is about.
+    module, _, _ = TRAINERS[spec.method, spec.engine].partition(":")
+    import_module(module)
+    torch.ones(512, 512).matmul(torch.ones(512, 512)).sum().item()
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    config = LlamaConfig(**case.shape.model_dump(exclude_none=True), max_position_embeddings=4096)
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Path(folder) / "progress.json")
         fit(Task(model, tokenizer, rows, [], spec, Path(folder), "r-planner", progress))
