@@ -170,5 +170,5 @@ def test_what_the_cluster_does_not_carry_is_not_promoted(world: World) -> None:
     for _ in range(12):
         world.look()
         world.chat(40, better)
-    assert (world.row().phase, world.row().stage) == (("promoted", 1) if is_v2 else ("canary", 0))
+    assert (world.row().phase, world.row().stage) == (("promoted", 1) if is_v2 else ("paused", 0))
     assert is_v2 or set(world.cluster.send_unkeyed(NAME, 100)) == {"old"}
