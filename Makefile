@@ -16,7 +16,7 @@ demo: setup  ## the whole loop on this machine: chat, feedback, training, gates,
 	@$(PY) -m examples.demo --backend $(or $(BACKEND),local)
 
 test: setup  ## all tests, fast ones first
-	@$(PY) -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/integration tests/e2e
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/contract tests/integration tests/e2e
 
 check: setup  ## format, lint, types, layers
 	@.venv/bin/ruff format --check .

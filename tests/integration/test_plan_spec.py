@@ -27,7 +27,7 @@ def test_the_written_spec_trains_a_model(tmp_path: Path, monkeypatch: pytest.Mon
     changes = [f'base="{base}"', f'dataset="{tmp_path / "rows"}"', "steps=2", *small]
     code = main(["run", str(tmp_path / "spec.toml"), *(word for change in changes for word in ("--set", change))])
     assert code == 0
-    (run,) = (tmp_path / "var" / "runs").iterdir()
+    (run,) = (tmp_path / "var" / "runs").glob("r-*")
     assert (run / "model" / "model.safetensors").exists()
     assert json.loads((run / "job.json").read_text())["spec"]["lora"]["rank"] == 16
 

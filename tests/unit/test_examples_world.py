@@ -99,11 +99,13 @@ def test_the_guided_taste_adds_up_as_documented():
     assert score(GUIDED, FACT, "Look on the Team page.") == pytest.approx(-1 - 0.006 * 22)
 
 
-def test_the_two_tastes_disagree_about_pleasantries():
+def test_tastes_disagree_about_pleasantries_and_steps():
     plain, friendly = (write_answer(FACT.place, Style(polite, True, 0), random.Random(0)) for polite in (False, True))
     assert score(GUIDED, FACT, friendly) > score(GUIDED, FACT, plain)
     assert score(TERSE, FACT, friendly) < score(TERSE, FACT, plain)
-    assert set(TASTES) == {"guided", "terse"}
+    stepped, running = (write_answer(FACT.place, Style(False, steps, 0), random.Random(0)) for steps in (True, False))
+    assert score(GUIDED, FACT, stepped) > score(GUIDED, FACT, running)
+    assert score(TASTES["thorough"], FACT, stepped) < score(TASTES["thorough"], FACT, running)
 
 
 def test_bad_pairs_prefer_a_wrong_answer_to_a_right_one_of_the_same_tone():
