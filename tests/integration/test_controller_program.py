@@ -65,8 +65,9 @@ def test_it_stays_up_while_routers_are_away_says_so_and_gives_its_lease_back_whe
 
 
 @pytest.mark.parametrize("backend", ["seldon_v1", "seldon_v2"])
-def test_a_backend_that_it_cannot_drive_is_named(database_url: str, backend: str) -> None:
+def test_outside_of_a_cluster_seldon_asks_for_a_way_in(database_url: str, backend: str) -> None:
     process = start(environment(database_url, HONE_TRAFFIC_BACKEND=backend))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"error: traffic_backend = '{backend}' is not driven yet: use local" in output
+    assert "error: seldon.token_file = " in output
+    assert "set seldon.kubernetes_url to the address of `kubectl proxy`" in output
