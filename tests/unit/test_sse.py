@@ -24,11 +24,15 @@ def test_a_stream_is_summed_up() -> None:
     assert (summary.num_prompt_tokens, summary.num_completion_tokens) == (3, 2)
 
 
-@pytest.mark.parametrize("cut", range(0, len(STREAM), 7))
-def test_a_stream_that_breaks_off_anywhere_gives_the_text_so_far(cut: int) -> None:
-    summary = summarize(STREAM[:cut], stream=True)
-    assert "Grüß dich".startswith(summary.text)
-    assert (summary.finish_reason == "stop") == (cut >= STREAM.index(b"stop") + len(b'stop"}]}'))
+def test_a_stream_that_breaks_off_at_any_byte_gives_the_text_so_far() -> None:
+    ends = [
+        STREAM.index(text.encode()) + len(text.encode() + b'"}, "finish_reason": null}]}') for text in ("Grüß ", "dich")
+    ]
+    for cut in range(len(STREAM) + 1):
+        summary = summarize(STREAM[:cut], stream=True)
+        assert summary.text == ("", "Grüß ", "Grüß dich")[sum(cut >= end for end in ends)]
+        assert (summary.finish_reason == "stop") == (cut >= STREAM.index(b"stop") + len(b'stop"}]}'))
+        assert (summary.num_completion_tokens == 2) == (cut >= STREAM.index(b"}}\n") + 2)
 
 
 def test_a_whole_answer_is_summed_up() -> None:
@@ -37,15 +41,33 @@ def test_a_whole_answer_is_summed_up() -> None:
     assert (summary.text, summary.finish_reason, summary.num_prompt_tokens) == ("hi", "length", 1)
 
 
-@pytest.mark.parametrize("cut", range(1, len(STREAM), 5))
-def test_a_foreign_stream_gets_our_id_and_the_asked_model_wherever_the_network_cuts_it(cut: int) -> None:
-    rewriter = Rewriter("chatcmpl-ours", "hone")
-    out = rewriter.feed(STREAM[:cut]) + rewriter.feed(STREAM[cut:]) + rewriter.flush()
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+def test_a_foreign_stream_gets_our_id_and_the_asked_model_at_whichever_byte_the_network_cuts_it(ending: bytes) -> None:
+    stream = STREAM.replace(b"\n", ending)
+    uncut = rewritten(stream)
+    for cut in range(len(stream) + 1):
+        assert rewritten(stream[:cut], stream[cut:]) == uncut
+    assert rewritten(*(stream[i : i + 1] for i in range(len(stream)))) == uncut
+    assert summarize(uncut, stream=True) == summarize(STREAM, stream=True)
+
+
+def test_what_a_foreign_stream_says_before_it_breaks_off_is_what_the_client_got() -> None:
+    for cut in range(len(STREAM) + 1):
+        assert summarize(rewritten(STREAM[:cut]), stream=True) == summarize(STREAM[:cut], stream=True)
+
+
+def test_a_foreign_stream_keeps_its_choices_and_loses_its_fingerprint() -> None:
+    out = rewritten(STREAM)
     events = [json.loads(line[6:]) for line in out.decode().splitlines() if line.startswith("data: {")]
     assert [(event["id"], event["model"]) for event in events] == [("chatcmpl-ours", "hone")] * len(CHUNKS)
     assert [event["choices"] for event in events] == [chunk["choices"] for chunk in CHUNKS]
     assert b"system_fingerprint" not in out
     assert out.endswith(b"data: [DONE]\n\n")
+
+
+def rewritten(*pieces: bytes) -> bytes:
+    rewriter = Rewriter("chatcmpl-ours", "hone")
+    return b"".join(rewriter.feed(piece) for piece in pieces) + rewriter.flush()
 
 
 def test_every_whole_line_leaves_the_rewriter_at_once() -> None:
