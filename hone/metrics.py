@@ -22,6 +22,12 @@ CHAT_ANSWERS = Counter(
     ["track", "outcome"],
 )
 CHAT_FALLBACKS = Counter("hone_chat_fallbacks_total", "Canary failures before the first byte, answered by stable.")
+HOOK_CALLS = Counter(
+    "hone_response_hook_calls_total",
+    "Answers shown to the response hook: allowed, replaced, withheld; timeout, unreachable, invalid are its failures.",
+    ["result"],
+)
+HOOK_SECONDS = Histogram("hone_response_hook_seconds", "Response hook: asked to answered.", buckets=SECONDS)
 SHADOW_DROPPED = Counter("hone_shadow_dropped_total", "Shadow copies dropped because the queue was full.")
 FEEDBACK_ACCEPTED = Counter(
     "hone_feedback_accepted_total", "Feedback events that the broker acknowledged.", ["kind", "signed"]

@@ -95,6 +95,11 @@ class Gateway(Section):
     "Requests that one key may make (the admin key: any number); 0: any number."
     produce_timeout_s: float = Field(10, gt=0)
     token_ttl_s: int = Field(30 * 86_400, ge=1)
+    response_hook_url: str | None = Field(None, pattern=r"^https?://[^/?#]+")
+    "Asked about every answer before it leaves; null: nobody is."
+    response_hook_timeout_s: float = Field(2.0, gt=0)
+    response_hook_on_failure: Literal["pass", "block"] = "block"
+    "What becomes of an answer when the hook is slow, away or answers nonsense."
     cors_origins: tuple[str, ...] = ()
 
     @field_validator("cors_origins")

@@ -131,6 +131,11 @@ PLATFORM = Row(
                 Query('sum(increase(hone_spilled_responses_total{job="gateway"}[1h]))', "answers spilled"),
                 Query('sum(increase(hone_lost_responses_total{job="gateway"}[1h]))', "answers lost"),
                 Query('sum(increase(hone_shadow_dropped_total{job="gateway"}[1h]))', "shadow copies dropped"),
+                Query(
+                    'sum(increase(hone_response_hook_calls_total{job="gateway",result=~"timeout|unreachable|invalid"}'
+                    "[1h])) or vector(0)",
+                    "response hook failed",
+                ),
                 Query('sum(increase(hone_ingest_retries_total{job="ingest"}[1h]))', "waits of ingest"),
                 Query('sum(increase(hone_ingest_fenced_commits_total{job="ingest"}[1h]))', "batches fenced"),
                 Query('sum(hone_ingest_retention_gaps_total{job="ingest"}) or vector(0)', "gaps"),

@@ -28,6 +28,7 @@ from serving.gateway.chat import Chat
 from serving.gateway.compat import CompatRoutes
 from serving.gateway.feedback import FeedbackIntake
 from serving.gateway.guard import Guard, Pace
+from serving.gateway.hook import Hook
 from serving.gateway.publisher import Publisher
 from serving.gateway.recorder import Recorder, Spill
 from serving.gateway.replies import as_json, on_failure, on_http_error, on_problem
@@ -57,7 +58,10 @@ class Gateway:
         self.upstreams = open_upstreams(settings, router)
         self.recorder = Recorder(self.publisher, Spill(settings.var_dir / "spill"))
         self.shadow = Shadow(self.upstreams, self.recorder, router)
-        self.chat = Chat(limits, ring, identity_key, guard, router, self.upstreams, self.recorder, self.shadow)
+        self.hook = Hook(limits) if limits.response_hook_url else None
+        self.chat = Chat(
+            limits, ring, identity_key, guard, router, self.upstreams, self.recorder, self.shadow, self.hook
+        )
         self.feedback = FeedbackIntake(limits, ring, identity_key, guard, self.publisher)
         self.compat = CompatRoutes(self.feedback, guard)
         self.traffic = TrafficRoutes(guard, router, self.upstreams)
@@ -74,6 +78,8 @@ class Gateway:
         await self.recorder.drain()
         await self.publisher.close()
         await self.upstreams.close()
+        if self.hook is not None:
+            await self.hook.close()
 
 
 class GatewayApp:

@@ -18,9 +18,10 @@ from hone.tokens import KeyRing
 from serving.gateway.ask import Ask, read_ask
 from serving.gateway.exchange import Exchange
 from serving.gateway.guard import Guard
+from serving.gateway.hook import Hook, withheld
 from serving.gateway.recorder import Recorder
 from serving.gateway.shadow import Shadow
-from serving.gateway.sse import Rewriter
+from serving.gateway.sse import Rewriter, summarize
 from serving.gateway.turns import FirstAnswer, Turns
 from serving.gateway.upstreams import Opened, Target, UpstreamFailed, Upstreams
 from serving.http import (
@@ -41,11 +42,13 @@ logger = logging.getLogger(__name__)
 
 CLIENTS_FAULT = frozenset({400, 413, 422, 429})
 """Statuses of a model server that tell the client something about its own request."""
+BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
+"""What reading from a server raises that broke off or went silent."""
 EVENT_STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
 class Chat:
-    """The route. Nothing is buffered: a chunk leaves before the next one is read."""
+    """The route. Nothing is buffered: a chunk leaves before the next one is read, unless a hook judges answers."""
 
     def __init__(
         self,
@@ -57,11 +60,12 @@ class Chat:
         upstreams: Upstreams,
         recorder: Recorder,
         shadow: Shadow,
+        hook: Hook | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.limits, self.ring, self.identity_key, self.guard = limits, ring, identity_key, guard
         self.router, self.upstreams, self.recorder, self.shadow = router, upstreams, recorder, shadow
-        self.clock = clock
+        self.hook, self.clock = hook, clock
         self.turns = Turns()
         self._in_flight = 0
 
@@ -75,6 +79,9 @@ class Chat:
             return await answer_problem(send, problem)
         except ClientGone:
             return
+        except Exception:
+            count("failed", 500)
+            raise
         self._in_flight += 1
         metrics.GATEWAY_IN_FLIGHT.set(self._in_flight)
         try:
@@ -128,6 +135,8 @@ class Chat:
             exchange.failed, exchange.refused = True, error.status in CLIENTS_FAULT
             return await answer_problem(send, as_problem(error))
         try:
+            if self.hook is not None:
+                return await self._judged(exchange, opened, self.hook, send)
             await (self._relay(exchange, opened, send) if exchange.ask.stream else self._whole(exchange, opened, send))
         finally:
             if not exchange.whole:
@@ -174,6 +183,29 @@ class Chat:
         await answer(send, 200, body)
         exchange.whole, exchange.ended = True, time.perf_counter()
 
+    async def _judged(self, exchange: Exchange, opened: Opened, hook: Hook, send: Send) -> None:
+        """Send what the hook lets out. Nothing of an answer leaves, or is recorded, before the hook has seen all."""
+        stream = exchange.ask.stream
+        try:
+            body = await all_of(opened) if stream else opened.first
+        except BROKEN as error:
+            logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
+            exchange.failed = True
+            return await answer_problem(send, as_problem(UpstreamFailed(None, repr(error))))
+        judgement = await hook.judge(exchange, summarize(body, stream=stream))
+        exchange.upstream_ended = time.perf_counter()
+        if not judgement.allow:
+            exchange.withheld = judgement.reason
+            body = withheld(body, judgement.replacement, stream=stream)
+        exchange.tee(body)
+        rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
+        if rewriter:
+            body = rewriter.feed(body) + rewriter.flush() if stream else rewriter.document(body)
+        exchange.begun, exchange.first_byte = True, time.perf_counter()
+        self._remember(exchange)
+        await (answer(send, 200, body, b"text/event-stream", EVENT_STREAM) if stream else answer(send, 200, body))
+        exchange.whole, exchange.ended = True, time.perf_counter()
+
     async def _relay(self, exchange: Exchange, opened: Opened, send: Send) -> None:
         """Pass the stream on, chunk by chunk as it comes."""
         rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
@@ -186,7 +218,7 @@ class Chat:
                 await self._pass_on(exchange, rewriter.feed(data) if rewriter else data, send)
                 data = await opened.response.content.readany()
             exchange.whole = True
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except BROKEN as error:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
             exchange.failed, last = True, broken_event()
         exchange.upstream_ended = time.perf_counter()
@@ -227,6 +259,14 @@ async def cancel_when_gone(receive: Receive, answering: "asyncio.Task[None]", go
     await until_disconnect(receive)
     gone.set()
     answering.cancel()
+
+
+async def all_of(opened: Opened) -> bytes:
+    """Return the whole stream."""
+    parts = [opened.first]
+    while data := await opened.response.content.readany():
+        parts.append(data)
+    return b"".join(parts)
 
 
 def first_answer(exchange: Exchange) -> FirstAnswer | None:

@@ -38,6 +38,8 @@ class Exchange:
     upstream_ended: float | None = None
     ended: float | None = None
     body: bytearray = field(default_factory=bytearray)
+    withheld: str | None = None
+    "Why the response hook did not let the model's answer out; None where it did."
     whole: bool = False
     "Whether the upstream's answer came to its end, and went out."
 
@@ -93,7 +95,7 @@ class Exchange:
             propensity=self.decision.propensity,
             duel=self.decision.duel,
             fallback=self.fallback,
-            parameters=self.ask.parameters(),
+            parameters=self.ask.parameters() | ({} if self.withheld is None else {"withheld": self.withheld}),
             finish_reason=summary.finish_reason or self.broken_by(),
             completed=self.whole and is_all and summary.finish_reason is not None,
             idempotency_key=self.ask.idempotency_key,

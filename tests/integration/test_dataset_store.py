@@ -126,6 +126,7 @@ def test_each_row_names_the_events_that_made_it(sessions: Sessions) -> None:
     "answer",
     [
         pytest.param({"finish_reason": "length"}, id="cut off by its length"),
+        pytest.param({"finish_reason": "content_filter"}, id="withheld by the response hook"),
         pytest.param({"completed": False}, id="broken off"),
         pytest.param({"track": "shadow"}, id="never shown"),
         pytest.param({"license": "CC-BY-NC-4.0"}, id="not permissive"),

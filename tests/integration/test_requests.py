@@ -206,6 +206,7 @@ def test_an_ended_request_keeps_its_end(sessions: Sessions) -> None:
         pytest.param({"eval_only": True}, id="kept for evaluation"),
         pytest.param({"track": Track.SHADOW}, id="that nobody saw"),
         pytest.param({"finish_reason": "length"}, id="cut off"),
+        pytest.param({"finish_reason": "content_filter"}, id="withheld by the response hook"),
     ],
 )
 def test_answers_that_may_not_be_trained_on_do_not_count(sessions: Sessions, fields: dict[str, object]) -> None:
