@@ -9,6 +9,7 @@ import msgspec
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON = b"application/json"
 BODY_TIMEOUT_S = 10.0
 PROBLEM_JSON = b"application/problem+json"
@@ -116,6 +117,28 @@ async def answer(send: Send, status: int, body: bytes, content_type: bytes = JSO
 async def answer_problem(send: Send, problem: Problem, headers: Headers = ()) -> None:
     """Send a problem."""
     await answer(send, problem.status, problem.body(), PROBLEM_JSON, [*problem.headers(), *headers])
+
+
+async def answering_faults(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run the application; a fault of ours is a problem 500 where nothing was sent yet, and the server logs it."""
+    begun = False
+
+    async def watched(message: MutableMapping[str, Any]) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, watched)
+    except Exception as error:
+        if not begun:
+            await answer_problem(send, fault(error))
+        raise
+
+
+def fault(error: Exception) -> Problem:
+    """Return the problem of a fault of ours; its words, which may quote people, stay in the log."""
+    return Problem(500, "internal error", f"{type(error).__name__}: see the server's log")
 
 
 async def until_disconnect(receive: Receive) -> None:

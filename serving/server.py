@@ -5,6 +5,7 @@ no task or event is made for it. What a route does not take goes the ordinary AS
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import Server
 
-from serving.http import Headers, Scope
+from serving.http import PROBLEM_JSON, Headers, Scope, fault
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 HEAD_TIMEOUT_S = 10.0
@@ -144,7 +147,12 @@ class HoneProtocol(HttpToolsProtocol):
         if type(cycle) is not Cycle:
             return super().on_message_complete()
         self.due = None
-        if not cycle.route.take({"headers": self.headers}, cycle.body, partial(self._answer, cycle)):
+        try:
+            taken = cycle.route.take({"headers": self.headers}, cycle.body, partial(self._answer, cycle))
+        except Exception as error:
+            logger.exception("a fault on the short way")
+            return self._answer(cycle, 500, fault(error).body(), PROBLEM_JSON, ())
+        if not taken:
             self._leave_short_way(cycle)
             super().on_message_complete()
 

@@ -36,7 +36,7 @@ from serving.gateway.seldon import open_upstreams
 from serving.gateway.shadow import Shadow
 from serving.gateway.stored import StoredRoutes
 from serving.gateway.traffic import TrafficRoutes
-from serving.http import Problem, Receive, Scope, Send, answer_problem
+from serving.http import Problem, Receive, Scope, Send, answer_problem, answering_faults
 from serving.router import Router, open_router
 from serving.server import Direct
 
@@ -99,7 +99,7 @@ class GatewayApp:
         if scope["method"] != "POST":
             detail = f"{scope['method']} {scope['path']}: send POST"
             return await answer_problem(send, Problem(405, "method not allowed", detail), [(b"allow", b"POST")])
-        await hot(scope, receive, send)
+        await answering_faults(hot, scope, receive, send)
 
 
 class Wrapped:

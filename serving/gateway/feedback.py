@@ -29,6 +29,7 @@ from serving.http import (
     Send,
     answer,
     answer_problem,
+    fault,
     header,
     read_body,
 )
@@ -66,6 +67,9 @@ class FeedbackIntake:
         except Problem as problem:
             count_problem(problem)
             return await answer_problem(send, problem)
+        except Exception as error:
+            count_problem(fault(error))
+            raise
         await answer(send, 202, event_ids(events))
         count_answered(arrived)
 

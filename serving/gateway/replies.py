@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http import Problem, read_body
+from serving.http import Problem, fault, read_body
 
 MAX_BODY_BYTES = 65_536
 Body = TypeVar("Body")
@@ -46,7 +46,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 async def on_failure(_: Request, error: Exception) -> Response:
     """Return a fault of ours as a problem; the server logs it."""
-    return await on_problem(_, Problem(500, "internal error", f"{type(error).__name__}: see the gateway's log"))
+    return await on_problem(_, fault(error))
 
 
 async def on_problem(_: Request, problem: Exception) -> Response:

@@ -414,3 +414,29 @@ def test_a_shadow_that_hangs_delays_nobody(tmp_path: Path) -> None:
             slow.hangs = False
             slow.may_go_on.set()
     assert {response.track for response in found} == {Track.STABLE}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/feedback"])
+def test_a_fault_of_ours_in_a_hot_route_is_a_problem_and_is_logged(
+    served: Served, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> bytes:
+        raise ZeroDivisionError("private words")
+
+    for module in ("chat", "feedback"):
+        monkeypatch.setattr(f"serving.gateway.{module}.read_body", broken)
+    answer = served.http.post(path, json={"events": []})
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert answer.json()["error"] == {
+        "message": "ZeroDivisionError: see the server's log",
+        "type": "internal error",
+        "code": 500,
+    }
+    deadline = time.monotonic() + 5
+    while "private words" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)  # the server logs after it has answered
+    assert "private words" in caplog.text
+    assert (
+        f'hone_gateway_requests_total{{code="500",route="{path.split("/")[2]}"}}'
+        in httpx.get(f"{served.url}/metrics").text
+    )

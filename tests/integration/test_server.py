@@ -24,6 +24,8 @@ class Echo:
     def take(self, http: Scope, body: bytes, done: Done) -> bool:
         if body == b"other way":
             return False
+        if body == b"fault":
+            raise RuntimeError("private words")
         done(200, b"short " + body, JSON, [(b"x-seen", str(len(http["headers"])).encode())])
         return True
 
@@ -55,6 +57,18 @@ def exchange(address: Address, *pieces: bytes) -> bytes:
         while data := sock.recv(65536):
             got += data
     return got
+
+
+def test_a_fault_on_the_short_way_is_a_problem_and_the_connection_goes_on(
+    address: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    got = exchange(address, post(b"fault"), post(b"hi!", connection="close"))
+    assert got.startswith(b"HTTP/1.1 500 ")
+    assert b"content-type: application/problem+json" in got
+    assert b"RuntimeError: see the server's log" in got
+    assert b"private words" not in got
+    assert got.endswith(b"short hi!")
+    assert "private words" in caplog.text
 
 
 def test_a_hot_request_takes_the_short_way_wherever_it_is_cut(address: Address) -> None:
