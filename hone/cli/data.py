@@ -159,15 +159,17 @@ def keys() -> None:
 @keys.command(name="create")
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice([s.value for s in Scope]))
+@click.option("--requests-per-minute", "pace", type=click.IntRange(0), help="0: any number. Default: the setting.")
 @actor_option
 @json_option
-def keys_create(name: str, scopes: tuple[str, ...], actor: str, as_json: bool) -> None:
+def keys_create(name: str, scopes: tuple[str, ...], pace: int | None, actor: str, as_json: bool) -> None:
     """Make a key and show it, once: only its hash is stored."""
     with transaction(current_settings()) as session:
-        key = create_key(session, name, frozenset(map(Scope, scopes)))
-        append_audit(session, actor, "key.create", f"key:{name}", "", {"scopes": sorted(scopes)}, utc_now())
+        key = create_key(session, name, frozenset(map(Scope, scopes)), pace)
+        facts = {"scopes": sorted(scopes), "requests_per_minute": pace}
+        append_audit(session, actor, "key.create", f"key:{name}", "", facts, utc_now())
     if as_json:
-        return show_json({"name": name, "scopes": sorted(scopes), "key": key})
+        return show_json({"name": name, **facts, "key": key})
     click.echo(key)
     click.echo("keep it now: nobody can show it again", err=True)
 

@@ -32,10 +32,12 @@ EVERY_SCOPE = frozenset(Scope)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who holds a key: the name that the audit log gets, and the scopes."""
+    """Who holds a key: the name that the audit log gets, the scopes, and the pace."""
 
     name: str
     scopes: frozenset[Scope]
+    requests_per_minute: int | None = None
+    "0: any number; None: what the gateway's settings say."
 
 
 def new_key() -> str:
@@ -48,16 +50,20 @@ def hash_key(key: str) -> str:
     return hashlib.blake2b(key.encode(), digest_size=32, person=b"hone-api-key").hexdigest()
 
 
-def create_key(session: Session, name: str, scopes: frozenset[Scope]) -> str:
+def create_key(session: Session, name: str, scopes: frozenset[Scope], requests_per_minute: int | None = None) -> str:
     """Store a new key and return it; nobody can read it again. The caller owns the transaction.
 
     Raises:
-        ValueError: no scope is given.
+        ValueError: no scope is given, or a negative pace.
     """
     if not scopes:
         raise ValueError(f"key {name!r} has no scope: give at least one of {', '.join(Scope)}")
+    if requests_per_minute is not None and requests_per_minute < 0:
+        raise ValueError(f"key {name!r} may make {requests_per_minute} requests a minute: give 0 (any number) or more")
     key = new_key()
-    session.add(ApiKeyRow(key_hash=hash_key(key), prefix=key[:PREFIX_CHARS], name=name, scopes=sorted(scopes)))
+    row = ApiKeyRow(key_hash=hash_key(key), prefix=key[:PREFIX_CHARS], name=name, scopes=sorted(scopes))
+    row.requests_per_minute = requests_per_minute
+    session.add(row)
     session.flush()
     return key
 
@@ -78,4 +84,4 @@ def revoke_key(session: Session, prefix: str, now: datetime) -> str:
 def live_keys(session: Session) -> Mapping[str, Caller]:
     """Return the holders of all live keys by the keys' hashes."""
     rows = session.scalars(select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None)))
-    return {row.key_hash: Caller(row.name, frozenset(map(Scope, row.scopes))) for row in rows}
+    return {row.key_hash: Caller(row.name, frozenset(map(Scope, row.scopes)), row.requests_per_minute) for row in rows}

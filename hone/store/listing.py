@@ -55,5 +55,6 @@ def list_runs(session: Session, limit: int) -> list[Facts]:
 def list_keys(session: Session) -> list[Facts]:
     """Return every API key by its first characters; the key itself is nowhere."""
     row = ApiKeyRow
-    query = select(row.prefix, row.name, row.scopes, row.created_at, row.revoked_at).order_by(row.created_at.desc())
+    facts = (row.prefix, row.name, row.scopes, row.requests_per_minute, row.created_at, row.revoked_at)
+    query = select(*facts).order_by(row.created_at.desc())
     return [{**key._mapping, "scopes": " ".join(key.scopes)} for key in session.execute(query)]

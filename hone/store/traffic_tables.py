@@ -187,3 +187,5 @@ class ApiKeyRow(Base):
     scopes: Mapped[list[str]]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     revoked_at: Mapped[datetime | None]
+    requests_per_minute: Mapped[int | None]
+    "In each gateway; 0: any number; null: what the gateway's settings say."

@@ -24,23 +24,25 @@ class Pace:
     """How often each known key may ask: an even rate, with bursts of ten seconds' worth. In this process only."""
 
     def __init__(self, per_minute: int) -> None:
-        """`per_minute` 0 is no limit."""
-        self.per_s, self.burst = per_minute / 60, max(1.0, per_minute / 6)
+        """`per_minute` is that of keys without one of their own; 0 is no limit."""
+        self.per_minute = per_minute
         self._left: dict[str, tuple[float, float]] = {}
 
-    def spend(self, key: str, now: float) -> None:
-        """Count a request.
+    def spend(self, key: str, now: float, per_minute: int | None = None) -> None:
+        """Count a request of a key, whose own pace, where it has one, is `per_minute`.
 
         Raises:
             Problem: 429, with the seconds until the next one is taken.
         """
-        if not self.per_s:
+        per_minute = self.per_minute if per_minute is None else per_minute
+        if not per_minute:
             return
-        left, at = self._left.get(key, (self.burst, now))
-        left = min(self.burst, left + (now - at) * self.per_s)
+        per_s, burst = per_minute / 60, max(1.0, per_minute / 6)
+        left, at = self._left.get(key, (burst, now))
+        left = min(burst, left + (now - at) * per_s)
         if left < 1:
-            wait_s = math.ceil((1 - left) / self.per_s - 1e-9)
-            detail = f"the key makes more than {self.per_s * 60:g} requests a minute: wait {wait_s} s"
+            wait_s = math.ceil((1 - left) / per_s - 1e-9)
+            detail = f"the key makes more than {per_minute} requests a minute: wait {wait_s} s"
             raise Problem(429, "too many requests", detail, retry_after_s=wait_s)
         self._left[key] = (left - 1, now)
 
@@ -83,7 +85,7 @@ class Guard:
         if scope not in caller.scopes and Scope.ADMIN not in caller.scopes:
             raise Problem(403, "scope missing", f"key {caller.name!r} lacks the scope {scope}: make one that has it")
         if hashed != self._admin_hash:
-            self._pace.spend(hashed, time.monotonic())
+            self._pace.spend(hashed, time.monotonic(), caller.requests_per_minute)
         return caller
 
     async def _find(self, hashed: str) -> Caller | None:

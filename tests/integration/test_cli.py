@@ -177,6 +177,7 @@ def test_a_key_is_shown_once_and_can_be_revoked(run: Run, sessions: Sessions) ->
     made = read(run("keys", "create", "app", "--scope", "chat", "--scope", "feedback", "--json"))
     listed = read(run("keys", "list", "--json"))
     assert (listed[0]["name"], listed[0]["scopes"], listed[0]["revoked_at"]) == ("app", "chat feedback", None)
+    assert (made["requests_per_minute"], listed[0]["requests_per_minute"]) == (None, None)
     assert made["key"] not in run("keys", "list").output
     run("keys", "revoke", made["key"][:12], "--reason", "leaked")
     assert "0 live keys begin with" in run("keys", "revoke", made["key"][:12], "--reason", "again", code=1).stderr

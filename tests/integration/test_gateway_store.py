@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -14,6 +15,7 @@ from hone import ids
 from hone.store.audit import first_broken
 from hone.store.erasure import ERASED, erase_user
 from hone.store.events import store_events
+from hone.store.keys import Scope, create_key
 from hone.store.tables import (
     AuditRow,
     DatasetItemRow,
@@ -207,3 +209,25 @@ def test_without_a_database_these_routes_say_so_and_come_back(tmp_path: Path) ->
         answer = served.http.get("/v1/rollouts")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert "database" in answer.json()["detail"]
+
+
+def test_a_key_has_a_pace_of_its_own_or_that_of_the_settings(
+    tmp_path: Path, store_url: str, sessions: sessionmaker[Session]
+) -> None:
+    with sessions.begin() as session:
+        chat = frozenset({Scope.CHAT})
+        keys = [create_key(session, f"pace {pace}", chat, pace) for pace in (None, 12, 0)]
+    with gateway(tmp_path, "http://127.0.0.1:9", database_url=store_url, key_requests_per_minute=6) as served:
+        answers = [[ask_for_models(served, key) for _ in range(5)] for key in keys]
+    taken = [[answer.status_code for answer in of_key].index(429) for of_key in answers[:2]]
+    assert taken == [1, 2], "bursts of ten seconds' worth"
+    assert [answer.status_code for answer in answers[2]] == [200] * 5
+    refused = [of_key[-1] for of_key in answers[:2]]
+    assert [9 <= int(answer.headers["retry-after"]) <= 10 for answer in refused[:1]] == [True]
+    assert 3 <= int(refused[1].headers["retry-after"]) <= 5
+    assert "more than 12 requests a minute" in refused[1].json()["detail"]
+    assert refused[1].headers["content-type"] == "application/problem+json"
+
+
+def ask_for_models(served: Served, key: str) -> httpx.Response:
+    return served.http.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
