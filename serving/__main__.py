@@ -1,4 +1,4 @@
-"""Programs that serve: `python -m serving gateway | runtime | controller`."""
+"""Programs that serve: `python -m serving gateway | runtime | vllm | controller`."""
 
 import asyncio
 import logging
@@ -53,6 +53,27 @@ def runtime(host: str, port: int, models: tuple[str, ...], threads: int) -> None
     pairs = [model.partition("=") for model in models]
     loaded = {version: load_model(version, Path(directory)) for version, _, directory in pairs}
     asyncio.run(serve(runtime_app(loaded), host, port))
+
+
+@cli.command()
+@click.option("--base", required=True, help="VERSION=DIRECTORY of the whole weights.")
+@click.option("--adapter", "adapters", multiple=True, help="VERSION=DIRECTORY of an adapter; may be repeated.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8710, show_default=True)
+@click.option("--reconcile", "url", help="Load and unload adapters of the engine that runs at this address.")
+def vllm(base: str, adapters: tuple[str, ...], host: str, port: int, url: str | None) -> None:
+    """Print the command of a vLLM engine that serves all arms, or bring a running one up to date."""
+    import httpx
+
+    from serving.runtime.vllm import command, reconcile, written
+
+    named = {version: Path(directory) for version, _, directory in (pair.partition("=") for pair in adapters)}
+    version, _, directory = base.partition("=")
+    if url is None:
+        return click.echo(written(command((version, Path(directory)), named, host, port)))
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        loaded, unloaded = reconcile(client, version, named)
+    click.echo(f"loaded {', '.join(loaded) or 'nothing'}; unloaded {', '.join(unloaded) or 'nothing'}")
 
 
 @cli.command()

@@ -1,0 +1,109 @@
+"""vLLM as the runtime of both arms: one engine holds the base once, and each version beside it is a LoRA adapter.
+
+The engine itself was never run here: a test speaks its routes. See docs/deploy.md.
+"""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from hone.errors import ConfigError, Retryable
+
+ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+"""Without it vLLM has no routes to load and unload adapters."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What `--max-lora-rank` takes."""
+TIMEOUT_S = 120.0
+
+
+class AdapterConfig(msgspec.Struct):
+    """What is read of peft's `adapter_config.json`."""
+
+    r: int
+
+
+def command(base: tuple[str, Path], adapters: Mapping[str, Path], host: str, port: int) -> list[str]:
+    """Return the arguments of an engine that serves the base and the adapters under their versions.
+
+    Two adapters (stable and canary) may share each batch; more of them may be loaded and wait in host memory.
+
+    Raises:
+        ConfigError: a folder holds no adapter, or one of a rank that vLLM does not take.
+    """
+    version, directory = base
+    arguments = ["vllm", "serve", str(directory), "--served-model-name", version, "--host", host, "--port", str(port)]
+    arguments += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(max_rank(adapters))]
+    if adapters:
+        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+    return arguments
+
+
+def written(arguments: list[str]) -> str:
+    """Return the command as a shell takes it, with the environment that it needs."""
+    return " ".join([*(f"{name}={value}" for name, value in ENVIRONMENT.items()), shlex.join(arguments)])
+
+
+def max_rank(adapters: Mapping[str, Path]) -> int:
+    """Return the smallest of vLLM's ranks that all adapters fit in; without adapters, 64 for those to come."""
+    if not adapters:
+        return 64
+    needed = max(rank_of(name, path) for name, path in adapters.items())
+    fitting = [rank for rank in RANKS if rank >= needed]
+    if not fitting:
+        raise ConfigError(f"an adapter has rank {needed}: vLLM takes at most {RANKS[-1]}; merge it into the base")
+    return fitting[0]
+
+
+def rank_of(version: str, directory: Path) -> int:
+    """Return the adapter's rank."""
+    path = directory / "adapter_config.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=AdapterConfig).r
+    except (OSError, msgspec.DecodeError) as error:
+        detail = f"{version}: {path} is not the configuration of an adapter ({error})"
+        raise ConfigError(f"{detail}: give the folder that peft saved") from None
+
+
+def reconcile(client: httpx.Client, base: str, adapters: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """Make a running engine hold exactly these adapters; return what was loaded and what was unloaded.
+
+    New ones are loaded before old ones go, and one that is there already is left alone: names are content-addressed,
+    so the same name is the same weights. Unload a version only once no plan names it any more.
+
+    Raises:
+        ConfigError: the engine serves another base, or refuses an adapter; its words are in the message.
+        Retryable: the engine does not answer.
+    """
+    there = served(client)
+    if base not in there:
+        raise ConfigError(f"the engine serves {', '.join(sorted(there)) or 'nothing'}, not the base {base}")
+    loaded = [name for name in adapters if name not in there]
+    unloaded = sorted(name for name, parent in there.items() if parent is not None and name not in adapters)
+    for name in loaded:
+        call(client, "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapters[name])})
+    for name in unloaded:
+        call(client, "POST", "/v1/unload_lora_adapter", {"lora_name": name})
+    return loaded, unloaded
+
+
+def served(client: httpx.Client) -> dict[str, str | None]:
+    """Return the names that the engine serves, each with the base that it is an adapter of, or None."""
+    listed = msgspec.json.decode(call(client, "GET", "/v1/models"), type=dict[str, Any])
+    return {model["id"]: model.get("parent") for model in listed["data"]}
+
+
+def call(client: httpx.Client, method: str, path: str, body: Mapping[str, str] | None = None) -> bytes:
+    """Return what the engine answers."""
+    try:
+        answer = client.request(method, path, json=body, timeout=TIMEOUT_S)
+    except httpx.HTTPError as error:
+        raise Retryable(f"vLLM at {client.base_url} does not answer ({error!r}): is it running?") from None
+    if answer.status_code == 404 and path.endswith("lora_adapter"):
+        raise ConfigError(f"vLLM answers 404 to {path}: {answer.text[:300]}; it needs {next(iter(ENVIRONMENT))}=True")
+    if answer.status_code != 200:
+        raise ConfigError(f"vLLM answers {answer.status_code} to {path} {dict(body or {})}: {answer.text[:300]}")
+    return answer.content
