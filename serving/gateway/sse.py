@@ -96,12 +96,22 @@ class Rewriter:
         return b"".join(self._line(line) + b"\n" for line in lines)
 
     def flush(self) -> bytes:
-        """Return the line that was left open at the end."""
-        rest, self._rest = self._rest, b""
-        return self._line(rest)
+        """Return the line that was left open at the end; a piece of an event would only tell whose server it is."""
+        rest, self._rest = self._rest.strip(), b""
+        data = rest.removeprefix(b"data:").strip()
+        return self._line(rest) if data == b"[DONE]" or is_object(data) else b""
 
     def _line(self, line: bytes) -> bytes:
         data = line[5:].strip()
         if not line.startswith(b"data:") or data == b"[DONE]":
             return line
         return b"data: " + self.document(data)
+
+
+def is_object(data: bytes) -> bool:
+    """Say whether this is a whole JSON object."""
+    try:
+        FIELDS.decode(data)
+    except msgspec.DecodeError:
+        return False
+    return True

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -20,10 +21,11 @@ from hone.client import AsyncHoneClient, HoneClient
 from hone.errors import RejectedToken
 from hone.records import FeedbackKind, Track, TrafficPlan
 from hone.tokens import parse_keys
+from serving.gateway.sse import summarize
 from serving.router import bucket
 from serving.runtime.app import runtime_app
 from serving.runtime.model import load_model
-from tests.support.gateway import HI, IDENTITY_KEY, KEY, TOKEN_KEYS, ForeignServer, Served, gateway
+from tests.support.gateway import HI, IDENTITY_KEY, KEY, TOKEN_KEYS, ForeignServer, Served, event, gateway
 from tests.support.tiny_model import make_tiny_model
 from tests.support.web import serving
 
@@ -440,3 +442,43 @@ def test_a_fault_of_ours_in_a_hot_route_is_a_problem_and_is_logged(
         f'hone_gateway_requests_total{{code="500",route="{path.split("/")[2]}"}}'
         in httpx.get(f"{served.url}/metrics").text
     )
+
+
+class CutServer(ForeignServer):
+    """Sends its stream in two pieces, or only the first of them."""
+
+    raw = event({"content": "Grüß "}, None) + event({"content": "dich"}, None) + event({}, "stop") + b"data: [DONE]\n\n"
+    cut = 0
+    breaks = False
+
+    async def stream(self, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": self.raw[: self.cut], "more_body": True})
+        await asyncio.sleep(0.02)
+        if self.breaks:
+            raise ConnectionAbortedError("the test breaks the connection")
+        await send({"type": "http.response.body", "body": self.raw[self.cut :]})
+
+
+def test_a_stream_cut_inside_of_an_event_is_passed_on_and_recorded_whole_or_as_far_as_it_came(tmp_path: Path) -> None:
+    model = CutServer([])
+    places = [b"ta: ", b"-foreign", b"\xbc", b"\ndata", b"stop", b"DONE]"]
+    cuts = [model.raw.index(place) for place in places]
+    with serving(model) as url, gateway(tmp_path, url) as served:
+        for model.breaks in (False, True):
+            for model.cut in cuts:
+                answer = served.chat(stream=True)
+                got = summarize(answer.content, stream=True)
+                assert got.text == (
+                    "Grüß dich" if not model.breaks else summarize(model.raw[: model.cut], stream=True).text
+                )
+                assert answer.text.rstrip().endswith("[DONE]") != model.breaks
+                assert b"cmpl-foreign" not in answer.content
+        found = served.responses(2 * len(cuts))
+    assert {(one.completion, one.finish_reason, one.completed) for one in found[: len(cuts)]} == {
+        ("Grüß dich", "stop", True)
+    }
+    broken = found[len(cuts) :]
+    assert [one.completion for one in broken] == ["", "", "", "Grüß ", "Grüß dich", "Grüß dich"]
+    assert [one.finish_reason for one in broken] == [*["error"] * 5, "stop"]
+    assert not any(one.completed for one in broken)
