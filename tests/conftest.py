@@ -5,6 +5,7 @@ unless HONE_REQUIRE (a comma list) names it: then it fails.
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from confluent_kafka.admin import AdminClient
 from hypothesis import HealthCheck, settings
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -79,13 +81,31 @@ def kafka_libs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def kafka_bootstrap(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real broker that runs through the session; each test makes topics of its own there."""
+def kafka_server(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real broker that runs through the session."""
     directory = tmp_path_factory.mktemp("kafka")
     server = kafka.prepare_kafka(directory / "data", kafka_libs)
     with Supervisor(directory / "stack.json") as supervisor:
         supervisor.start(server.program(directory / "kafka.log"))
         yield server.bootstrap_servers
+
+
+@pytest.fixture
+def kafka_bootstrap(kafka_server: str) -> str:
+    """Address of a real broker without topics: what an earlier test left there is deleted."""
+    client = AdminClient({"bootstrap.servers": kafka_server})
+    if left := topics_of(client):
+        for deleted in client.delete_topics(left).values():
+            deleted.result()
+    deadline = time.monotonic() + 60
+    while topics_of(client):
+        assert time.monotonic() < deadline, "the broker does not delete its topics"
+        time.sleep(0.05)
+    return kafka_server
+
+
+def topics_of(client: AdminClient) -> list[str]:
+    return [name for name in client.list_topics(timeout=30).topics if not name.startswith("__")]
 
 
 @pytest.fixture(scope="session")
