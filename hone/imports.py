@@ -78,7 +78,7 @@ def read_file(path: Path, label: str, options: Options) -> Imported:
             if isinstance(values, Problem):
                 raise BadRow(values.what)
             form = form_of(values, is_csv(path))
-            candidate = candidate_of(values, form, line, label, options)
+            candidate = candidate_of(named(values, line, seen), form, line, label, options)
             check_same(found, form, options)
             if candidate.origin in seen:
                 raise BadRow(f"id {candidate.origin!r} is on line {seen[candidate.origin]} already")
@@ -195,6 +195,14 @@ def candidate_of(values: Values, form: Form, line: int, label: str, options: Opt
         eval_only=truth_of(values.get("eval_only", False), "eval_only"),
         **texts,
     )
+
+
+def named(values: Values, line: int, seen: Mapping[str, int]) -> Values:
+    """Return the row; one without an id that shares its line with an earlier one is named by its number there."""
+    if values.get("id") is not None or line_name(line) not in seen:
+        return values
+    number = 1 + sum(1 for there in seen.values() if there == line)
+    return {**values, "id": f"{line_name(line)}, row {number}"}
 
 
 def line_name(line: int) -> str:

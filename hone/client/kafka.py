@@ -9,8 +9,9 @@ They hold the gateway's keys and so belong on a server. Ids are minted here, bef
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -38,6 +39,7 @@ class Undelivered(Retryable):
     def __init__(self, records: tuple[Record, ...], why: str) -> None:
         super().__init__(f"{len(records)} records were not acknowledged ({why}): send them again with resend()")
         self.records = records
+        self.why = why
 
 
 class Pipe:
@@ -116,6 +118,17 @@ class Pipe:
             self.thread.join()
 
 
+@contextmanager
+def together(earlier: BaseException | None) -> Iterator[None]:
+    """Raise what did not arrive at the end together with what had not arrived before."""
+    try:
+        yield
+    except Undelivered as error:
+        if isinstance(earlier, Undelivered):
+            raise Undelivered((*earlier.records, *error.records), error.why) from earlier
+        raise
+
+
 def settle(done: "Future[KafkaError | None]", error: KafkaError | None) -> None:
     """Tell who waits, if they still do."""
     if done.set_running_or_notify_cancel():
@@ -179,7 +192,8 @@ class KafkaClient(_Desk, Acts[UUID]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with together(error):
+            self.close()
 
     def answered(
         self,
@@ -233,7 +247,8 @@ class AsyncKafkaClient(_Desk, Acts[Awaitable[UUID]]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        with together(error):
+            await self.close()
 
     def answered(
         self,

@@ -62,7 +62,13 @@ class Identity:
         turn_id = ids.turn_id(self.key, conversation_id, asked)
         made = {"response_id": ids.uuid7(), "conversation_id": conversation_id, "turn_id": turn_id, "user_id": user_id}
         said = {"messages": asked, "completion": completion, "model_version": model}
-        record = convert({"track": Track.STABLE, "created_at": now, **fields, **made, **said}, Response)
+        # What a model ended by itself says "stop"; only such answers are trained on.
+        usual = {
+            "track": Track.STABLE,
+            "created_at": now,
+            "finish_reason": "stop" if fields.get("completed", True) else None,
+        }
+        record = convert({**usual, **fields, **made, **said}, Response)
         claims = Claims(record.response_id, conversation_id, turn_id, user_id, record.created_at + TOKEN_TTL)
         return record, self.ring.mint(claims)
 

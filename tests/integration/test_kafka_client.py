@@ -123,6 +123,25 @@ def test_what_the_broker_did_not_confirm_is_handed_back_and_counts_once_when_sen
     assert [record.response_id for record in sent(broker, RESPONSES_TOPIC)] == [event.response_id]
 
 
+def answer_and_judge(client: KafkaClient) -> None:
+    with client as away:
+        answer = away.answered(HI, "Hello", model="m", user="ann")
+        away.thumbs(1, answer=answer.id)
+
+
+def test_leaving_the_client_hands_back_the_act_and_the_answers_together() -> None:
+    with pytest.raises(Undelivered) as lost:
+        answer_and_judge(KafkaClient(NOWHERE, timeout_s=0.5, config={"log_level": 0}, **KEYS))
+    assert [type(record) for record in lost.value.records] == [Feedback, Response]
+
+
+def test_an_answer_counts_as_ended_by_the_model_unless_it_is_said_otherwise(broker: str) -> None:
+    with KafkaClient(broker, **KEYS) as client:
+        client.answered(HI, "Hello", model="m")
+        client.answered(HI, "Hel", model="m", finish_reason="length")
+    assert [record.finish_reason for record in sent(broker, RESPONSES_TOPIC)] == ["stop", "length"]
+
+
 def test_the_queue_is_bounded() -> None:
     away = KafkaClient(NOWHERE, timeout_s=0.5, max_waiting=3, config={"log_level": 0}, **KEYS)
     for _ in range(3):

@@ -142,3 +142,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot read"):
         read_file(tmp_path / "a.jsonl", "test", Options())
+
+
+def test_rows_of_one_json_list_on_one_line_keep_names_of_their_own(tmp_path: Path) -> None:
+    row = {"instruction": "Hi?", "output": "Hello."}
+    found = read(tmp_path / "file.json", json.dumps([row, row, row]))
+    assert found.problems == []
+    assert [candidate.origin for candidate in found.candidates] == ["line 1", "line 1, row 2", "line 1, row 3"]
