@@ -57,6 +57,8 @@ def stage_values(plan: Plan, stage: Stage, fit: Fit) -> tuple[dict[str, Any], di
     if fit.accumulation > 1 and stage.method not in OWN_ENGINE and (has_gpu or stage.method != "dpo"):
         top["micro_batch_size"] = fit.labels_per_device
     tables: dict[str, dict[str, Any]] = {}
+    if fit.setup.sharding in LAUNCHERS and fit.setup.world > 1:
+        tables["launch"] = {"processes": fit.setup.world, "sharding": fit.setup.sharding}
     if stage.adapter != "full":
         targets = stage.targets if isinstance(stage.targets, str) else list(stage.targets)
         tables["lora"] = {"rank": stage.rank, "alpha": 2 * stage.rank, "targets": targets}

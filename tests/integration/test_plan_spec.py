@@ -43,6 +43,7 @@ def test_every_method_and_size_of_machine_gives_a_valid_spec(method: str, gpus: 
     spec = load_spec(tmp_path / "spec.toml")
     assert spec.method == method
     assert spec.precision == ("bf16" if int(gpus) else "fp32")
+    assert spec.launch.processes == max(1, int(gpus))
     if method == "dpo":
         assert (spec.preference.loss, spec.preference.label_smoothing) == ("robust", 0.1)
 
