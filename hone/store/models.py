@@ -77,6 +77,10 @@ def set_verdict(session: Session, model_version: str, status: str) -> None:
     )
 
 
+HELD_BACK = ("candidate", "rejected", "imported")
+"""What only an override lets into a rollout; an operator may make an imported version stable without one."""
+
+
 def override_gates(session: Session, model_version: str, actor: str, reason: str, now: datetime) -> None:
     """Let a version that did not pass reach traffic; the audit log keeps who, why, and what the gates had said.
 
@@ -88,12 +92,12 @@ def override_gates(session: Session, model_version: str, actor: str, reason: str
         raise Conflict(f"reason {reason!r} is too short: say in at least {MIN_REASON_LETTERS} letters why it may pass")
     changed = session.execute(
         update(ModelVersionRow)
-        .where(ModelVersionRow.model_version == model_version, ModelVersionRow.status.in_(("candidate", "rejected")))
+        .where(ModelVersionRow.model_version == model_version, ModelVersionRow.status.in_(HELD_BACK))
         .values(status="overridden")
         .returning(ModelVersionRow.model_version)
     ).first()
     if changed is None:
-        raise Conflict(f"model {model_version} is {status_before}: only a candidate or rejected version is overridden")
+        raise Conflict(f"model {model_version} is {status_before}: only {', '.join(HELD_BACK)} versions are overridden")
     verdicts = session.execute(
         select(EvaluationRow.gate, EvaluationRow.verdict).where(EvaluationRow.model_version == model_version)
     )

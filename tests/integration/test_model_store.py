@@ -126,6 +126,14 @@ def test_an_override_needs_a_reason_and_something_to_override(
         assert session.scalars(select(AuditRow)).all() == []
 
 
+def test_a_model_of_ones_own_is_overridden_into_a_rollout_with_an_audit_row(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        version = register(session, "a", "imported")
+        override_gates(session, version, "ann", "our vendor's new model", NOW)
+        assert get_model(session, version).status == "overridden"
+        assert session.scalars(select(AuditRow)).one().detail["status_before"] == "imported"
+
+
 def test_a_changed_or_removed_audit_row_is_found(sessions: Sessions) -> None:
     with sessions.begin() as session:
         rows = [append_audit(session, "ann", "try", f"thing {k}", "because", {"k": k / 3}, NOW) for k in range(4)]
