@@ -90,8 +90,15 @@ ROLLOUT = Row(
             unit="s",
             low=0,
             description="95 of 100 answers are faster. The canary much slower: larger model or cold runtime; the "
-            "guardrail compares the two.",
-            queries=(Query(quantiles("hone_chat_seconds", "gateway", "track", share=0.95), "{{track}}"),),
+            "guardrail compares the two. The response hook's mean is a part of both.",
+            queries=(
+                Query(quantiles("hone_chat_seconds", "gateway", "track", share=0.95), "{{track}}"),
+                Query(
+                    'sum(rate(hone_response_hook_seconds_sum{job="gateway"}[$__rate_interval])) / '
+                    '(sum(rate(hone_response_hook_seconds_count{job="gateway"}[$__rate_interval])) > 0) or vector(0)',
+                    "response hook, mean",
+                ),
+            ),
         ),
         Panel(
             title="Transitions",
