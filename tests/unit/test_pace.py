@@ -26,7 +26,12 @@ def test_a_slow_rate_says_how_long_to_wait() -> None:
     assert (b"retry-after", b"20") in caught.value.headers()
 
 
-def test_without_a_rate_there_is_no_limit() -> None:
-    pace = Pace(0)
+def spend_thousand(pace: Pace) -> None:
     for _ in range(1000):
         pace.spend("a", 0.0)
+
+
+def test_without_a_rate_there_is_no_limit() -> None:
+    spend_thousand(Pace(0))
+    with pytest.raises(Problem):
+        spend_thousand(Pace(999))

@@ -1,0 +1,97 @@
+"""The gateway before somebody else's streaming server: nothing is buffered, nothing of theirs shows, cuts are seen."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from serving.gateway.sse import summarize
+from tests.support.gateway import HI, ForeignServer, event, gateway
+from tests.support.web import serving
+
+
+def test_the_first_chunk_arrives_before_the_server_has_written_the_second(tmp_path: Path) -> None:
+    foreign = ForeignServer(["one ", "two ", "three"])
+    foreign.may_go_on.clear()
+    with serving(foreign) as url, gateway(tmp_path, url) as served:
+        body = {"model": "hone", "messages": HI, "stream": True}
+        with served.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            pieces = answer.iter_bytes()
+            assert b"one " in next(pieces)
+            foreign.may_go_on.set()
+            rest = b"".join(pieces)
+        assert b"three" in rest
+        (response,) = served.responses(1)
+    assert (response.completion, response.completed) == ("one two three", True)
+
+
+def test_a_foreign_servers_id_and_model_are_replaced(tmp_path: Path) -> None:
+    with serving(ForeignServer(["hi"])) as url, gateway(tmp_path, url) as served:
+        for answer in (served.chat().text, served.chat(stream=True).text):
+            assert "chatcmpl-" in answer
+            assert all(secret not in answer for secret in ("cmpl-foreign", "m-secret", "fp"))
+
+
+def test_a_client_that_leaves_stops_the_model_server_and_the_part_is_recorded(tmp_path: Path) -> None:
+    foreign = ForeignServer(["one ", "two ", "three"])
+    foreign.may_go_on.clear()
+    with serving(foreign) as url, gateway(tmp_path, url) as served:
+        body = {"model": "hone", "messages": HI, "stream": True}
+        with served.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            assert b"one " in next(answer.iter_bytes())
+        (response,) = served.responses(1)
+        deadline = time.monotonic() + 5
+        while not foreign.left_early and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert foreign.left_early
+    assert (response.completion, response.completed, response.finish_reason) == ("one ", False, "cancelled")
+
+
+def test_a_server_that_breaks_off_in_the_middle_ends_the_stream_with_an_error(tmp_path: Path) -> None:
+    with serving(ForeignServer(["one ", "two "], breaks_after=1)) as url, gateway(tmp_path, url) as served:
+        text = served.chat(stream=True).text
+        (response,) = served.responses(1)
+    assert "[DONE]" not in text
+    assert json.loads(text.strip().splitlines()[-1][6:])["error"]["code"] == 502
+    assert (response.completion, response.completed, response.finish_reason) == ("one ", False, "error")
+
+
+class CutServer(ForeignServer):
+    """Sends its stream in two pieces, or only the first of them."""
+
+    raw = event({"content": "Grüß "}, None) + event({"content": "dich"}, None) + event({}, "stop") + b"data: [DONE]\n\n"
+    cut = 0
+    breaks = False
+
+    async def stream(self, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": self.raw[: self.cut], "more_body": True})
+        await asyncio.sleep(0.02)
+        if self.breaks:
+            raise ConnectionAbortedError("the test breaks the connection")
+        await send({"type": "http.response.body", "body": self.raw[self.cut :]})
+
+
+def test_a_stream_cut_inside_of_an_event_is_passed_on_and_recorded_whole_or_as_far_as_it_came(tmp_path: Path) -> None:
+    model = CutServer([])
+    places = [b"ta: ", b"-foreign", b"\xbc", b"\ndata", b"stop", b"DONE]"]
+    cuts = [model.raw.index(place) for place in places]
+    with serving(model) as url, gateway(tmp_path, url) as served:
+        for model.breaks in (False, True):
+            for model.cut in cuts:
+                answer = served.chat(stream=True)
+                got = summarize(answer.content, stream=True)
+                assert got.text == (
+                    "Grüß dich" if not model.breaks else summarize(model.raw[: model.cut], stream=True).text
+                )
+                assert answer.text.rstrip().endswith("[DONE]") != model.breaks
+                assert b"cmpl-foreign" not in answer.content
+        found = served.responses(2 * len(cuts))
+    assert {(one.completion, one.finish_reason, one.completed) for one in found[: len(cuts)]} == {
+        ("Grüß dich", "stop", True)
+    }
+    broken = found[len(cuts) :]
+    assert [one.completion for one in broken] == ["", "", "", "Grüß ", "Grüß dich", "Grüß dich"]
+    assert [one.finish_reason for one in broken] == [*["error"] * 5, "stop"]
+    assert not any(one.completed for one in broken)
