@@ -63,6 +63,7 @@ def card(facts: Mapping[str, Any]) -> str:
         "trained": trained,
         "dataset": facts["dataset"]["id"] or "rows of the run's directory",
         "rows": f"{training['num_rows']:,} ({sum(training['dropped'].values())} dropped)",
+        "mixed in": replayed(training.get("replay", {})),
         "steps": f"{training['num_steps']:,} of {spec['batch_size']} at learning rate {spec['learning_rate']:g}",
         "weights": facts["weights_digest"] or "see the files' hashes",
     }
@@ -75,6 +76,15 @@ def card(facts: Mapping[str, Any]) -> str:
     lines += ["Trained on people's feedback of one application; judged on its held-out prompts and nothing else."]
     lines += [f"Hashes of data, spec and weights: `{CERTIFICATE}`.", ""]
     return "\n".join(lines)
+
+
+def replayed(replay: Mapping[str, Any]) -> str:
+    """Return how many rows of which kind were mixed in, and where none was, why."""
+    told = []
+    for name, what in (("older", "older rows"), ("general", "general instructions")):
+        facts = replay.get(name, {"num": 0, "why": "not asked for"})
+        told.append(f"{facts['num']:,} {what}" + (f" ({facts['why']})" if facts.get("why") else ""))
+    return ", ".join(told)
 
 
 def gate_lines(results: Sequence[Mapping[str, str]]) -> list[str]:

@@ -24,13 +24,13 @@ def answers_of(rows: Sequence[Row]) -> list[Row]:
 
 
 def labels_of(rows: Sequence[Row]) -> list[Row]:
-    """Return rows of `completion` and `label`: a pair is one good and one bad answer."""
+    """Return rows of `completion` and `label`: a pair is one good and one bad answer, a demonstration a good one."""
     found: list[Row] = []
     for row in rows:
         if "chosen" in row:
             found += [{**row, "completion": row[side], "label": side == "chosen"} for side in ("chosen", "rejected")]
         else:
-            found.append(row)
+            found.append({"label": True, **row})
     return found
 
 

@@ -75,7 +75,8 @@ def train_all(run: "Run", plan: Sequence[Sequence["Compared"]], pad: int, progre
     """Take the steps that are left, with a checkpoint now and then and at the end; a stop rule may end them."""
     while run.step < len(plan):
         run.train_step(plan[run.step], len(plan), pad)
-        progress.step(run.step, len(plan), loss=run.history[-1]["loss"], margin=run.history[-1]["margin"])
+        shown = {name: run.history[-1][name] for name in ("loss", "margin") if name in run.history[-1]}
+        progress.step(run.step, len(plan), **shown)
         is_stopped = run.spec.stop_rules == "stop" and bool(fired(run.history, run.spec.stop))
         if is_stopped or run.step == len(plan) or run.step % run.spec.checkpoint_steps == 0:
             run.save()
@@ -149,9 +150,10 @@ class Run:
     def _check(self, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):
             raise ProgramFailed(f"the loss is {figures['loss']} at step {self.step + 1}: lower learning_rate")
-        if self.step == 0 and abs(figures["preference_loss"] - math.log(2)) > STEP_0_TOLERANCE[self.spec.precision]:
+        first = figures.get("preference_loss", math.log(2))
+        if self.step == 0 and abs(first - math.log(2)) > STEP_0_TOLERANCE[self.spec.precision]:
             raise ConfigError(
-                f"the preference loss of the first step is {figures['preference_loss']:.4f} and not ln 2 = 0.6931: "
+                f"the preference loss of the first step is {first:.4f} and not ln 2 = 0.6931: "
                 "policy and reference differ before training; merge the base's adapter into it first"
             )
 
@@ -175,33 +177,37 @@ def dpo_loss(
 
     The spec's preference loss, each pair times its weight, divided by the batch's size; plus `sft_weight` times the
     negative log-likelihood of the chosen answers' tokens, divided by their number in the batch (as in TRL, for weights
-    of 1).
+    of 1). An answer without a rival counts in the second part alone; figures other than the loss are of pairs only.
     """
     whole = whole or part
     pairs = [pair for pair, _ in part]
     chosen_B, rejected_B = pair_logps(model, pairs, pad, shared=shared)
-    reference_chosen_B, reference_rejected_B = chosen_B.new_tensor([logps for _, logps in part]).T
     weight_B = chosen_B.new_tensor([pair.weight for pair in pairs])
-    gains = Gains(
-        chosen_B - reference_chosen_B,
-        rejected_B - reference_rejected_B,
-        chosen_B.new_tensor([len(pair.chosen) for pair in pairs]),
-        chosen_B.new_tensor([len(pair.rejected) for pair in pairs]),
-    )
-    margin_B = spec.beta * (gains.chosen_B - gains.rejected_B)
-    preference = (weight_B * pair_losses(gains, spec.beta, spec.preference)).sum() / len(whole)
     likelihood = -(weight_B * chosen_B).sum() / sum(len(pair.chosen) for pair, _ in whole)
+    # P pairs: the rows whose chosen answer has a rival.
+    row_P = torch.tensor([k for k, pair in enumerate(pairs) if pair.rejected], device=chosen_B.device, dtype=torch.long)
+    reference_chosen_P, reference_rejected_P = chosen_B.new_tensor([logps for _, logps in part])[row_P].T
+    gains = Gains(
+        chosen_B[row_P] - reference_chosen_P,
+        rejected_B[row_P] - reference_rejected_P,
+        chosen_B.new_tensor([len(pair.chosen) for pair in pairs])[row_P],
+        chosen_B.new_tensor([len(pair.rejected) for pair in pairs])[row_P],
+    )
+    margin_P = spec.beta * gains.gap_B
+    preference = (weight_B[row_P] * pair_losses(gains, spec.beta, spec.preference)).sum() / len(whole)
     loss = preference + spec.sft_weight * likelihood
     sums = {
-        "preference_loss": -F.logsigmoid(margin_B.detach()).sum(),
-        "margin": margin_B.detach().sum(),
-        "accuracy": (margin_B > 0).sum(),
-        "chosen_logps": chosen_B.detach().sum(),
-        "reference_chosen_logps": reference_chosen_B.sum(),
+        "preference_loss": -F.logsigmoid(margin_P.detach()).sum(),
+        "margin": margin_P.detach().sum(),
+        "accuracy": (margin_P > 0).sum(),
+        "chosen_logps": chosen_B.detach()[row_P].sum(),
+        "reference_chosen_logps": reference_chosen_P.sum(),
     }
     # One look at the device for all figures, not one for each.
-    found = torch.stack([loss.detach() * len(whole), *sums.values()]).tolist()
-    return loss, {name: value / len(whole) for name, value in zip(("loss", *sums), found, strict=True)}
+    total, *found = torch.stack([loss.detach(), *sums.values()]).tolist()
+    num_pairs = sum(bool(pair.rejected) for pair, _ in whole)
+    means = {name: value / num_pairs for name, value in zip(sums, found, strict=True)} if num_pairs else {}
+    return loss, {"loss": total, **means}
 
 
 def learning_rate(step: int, num_steps: int, spec: RunSpec) -> float:

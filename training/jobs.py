@@ -17,6 +17,7 @@ from hone.store.datasets import FEEDBACK, freeze_feedback, get_dataset, write_da
 from hone.store.models import STABLE, get_alias, get_model, stable_model
 from hone.store.runs import run_id_of
 from hone.weights import model_version_of, weights_digest
+from training.replay import find_sources, write_mix
 from training.spec import KINDS, TABLES, Job, Method, RunSpec, load_spec
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def make_job(session: Session | None, settings: Settings, spec: RunSpec) -> Job:
     if spec.dataset is None:
         raise ConfigError("the spec names no dataset: set dataset to the id of a frozen one, or to a directory")
     resolved = spec.model_dump(mode="json")
-    run_id = run_id_of(data_key(session, spec), base_version, resolved)
+    sources = find_sources(session, spec, base_version)
+    run_id = run_id_of(sources.named(data_key(session, spec)), base_version, resolved)
     directory = settings.var_dir.absolute() / "runs" / run_id
     write_data(session, spec.dataset, directory / "data")
     job = Job(
@@ -75,10 +77,11 @@ def make_job(session: Session | None, settings: Settings, spec: RunSpec) -> Job:
         base_directory=base_directory,
         served_directory=served_directory(session),
         directory=directory,
-        evaluation_data=evaluation_data(session, settings, spec, directory),
+        evaluation_data=evaluation_data(session, settings, spec, directory, is_mixed=sources.any),
         golden_tests=absolute(settings.training.golden_tests),
         general_prompts=absolute(settings.training.general_prompts),
     )
+    job = job.model_copy(update={"replay": write_mix(session, sources, job)})
     (directory / "job.json").write_text(job.model_dump_json(indent=1))
     return job
 
@@ -130,18 +133,23 @@ def write_data(session: Session | None, dataset: str, directory: Path) -> None:
             (directory / source.name).write_text("")
 
 
-def evaluation_data(session: Session | None, settings: Settings, spec: RunSpec, directory: Path) -> Path | None:
+def evaluation_data(
+    session: Session | None, settings: Settings, spec: RunSpec, directory: Path, *, is_mixed: bool = False
+) -> Path | None:
     """Return the directory of people's pairs that judge the challenger, or None.
 
-    It is the dataset itself where people made it and it holds pairs. Another challenger is judged by what people say
-    when its run begins.
+    It is the dataset itself where people made it and it holds pairs; a copy where other rows are mixed into those that
+    are trained on. Another challenger is judged by what people say when its run begins.
     """
     if session is None or spec.dataset is None:
         return None
     if not Path(spec.dataset).is_dir():
         row = get_dataset(session, spec.dataset)
-        if row.source == FEEDBACK and row.kind == "pairs":
+        if row.source == FEEDBACK and row.kind == "pairs" and not is_mixed:
             return directory / "data"
+        if row.source == FEEDBACK and row.kind == "pairs":
+            write_dataset(session, spec.dataset, directory / "evaluation")
+            return directory / "evaluation"
     if (directory / "evaluation").exists():
         return directory / "evaluation"
     try:

@@ -1,12 +1,16 @@
 """The tables of a run's spec that only some methods read. No torch here."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Loss = Literal[
     "sigmoid", "robust", "ipo", "hinge", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"
 ]
+
+
+MAX_REPLAYED = 0.8
+"""Largest share of rows that are not new."""
 
 
 class Table(BaseModel):
@@ -56,6 +60,24 @@ class Preference(Table):
             raise ValueError(f'label_smoothing does nothing with loss = "{self.loss}": use loss = "robust"')
         if self.loss == "exo_pair" and not self.label_smoothing:
             raise ValueError('loss = "exo_pair" needs label_smoothing > 0')
+        return self
+
+
+class Replay(Table):
+    """What is mixed into the training rows against forgetting (SFT, DPO, KTO); see training/mix.py."""
+
+    general: str = "general"
+    "General instructions: label of an import (its newest dataset counts), id of a dataset, or a directory."
+    general_share: float = Field(0.1, ge=0, le=0.5)
+    "Of the rows that are trained on."
+    older_share: Annotated[float, Field(ge=0, le=0.5)] | Literal["all"] = 0.2
+    "Share of rows that the base has learnt from before; `all`: every one that the dataset has."
+
+    @model_validator(mode="after")
+    def _leaves_something_new(self) -> Self:
+        older = 0.0 if self.older_share == "all" else self.older_share
+        if self.general_share + older > MAX_REPLAYED:
+            raise ValueError(f"general_share and older_share leave less than {1 - MAX_REPLAYED:.0%} for what is new")
         return self
 
 

@@ -13,7 +13,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """One preference as token ids; both answers end with the end token, and only there."""
+    """One preference as token ids; both answers end with the end token, and only there.
+
+    A demonstration is a pair without a rejected answer: it is imitated, and preferred to nothing.
+    """
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
@@ -55,7 +58,7 @@ def check_tokenizer(tokenizer: Any, end_tokens: Sequence[int]) -> None:
 
 
 def encode_pairs(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[list[TokenPair], dict[str, int]]:
-    """Return the rows as token ids, and how many were dropped for which reason.
+    """Return the rows as token ids, and how many were dropped for which reason; one with a `completion` has no rival.
 
     Nothing is cut: a pair longer than `max_length` tokens is dropped, so is one whose answer does not end with exactly
     one end token, or whose prompt is not a prefix of the whole.
@@ -64,7 +67,11 @@ def encode_pairs(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[
         NotEnoughData: nothing is left.
     """
     prompts = [tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) for row in rows]
-    sides = {side: encode_side(rows, side, prompts, tokenizer) for side in ("chosen", "rejected")}
+    lone = [
+        {**row, "chosen": row["completion"], "rejected": row["completion"]} if "completion" in row else row
+        for row in rows
+    ]
+    sides = {side: encode_side(lone, side, prompts, tokenizer) for side in ("chosen", "rejected")}
     prompt_ids = ids_of(prompts, tokenizer)
     dropped = {"not_a_prefix": 0, "end_tokens": 0, "too_long": 0}
     pairs = []
@@ -75,7 +82,8 @@ def encode_pairs(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[
             dropped[fault] += 1
             continue
         cut = len(prompt)
-        pairs.append(TokenPair(prompt, chosen[cut:], rejected[cut:], float(row.get("weight", 1.0)), row))
+        rival = () if "completion" in row else rejected[cut:]
+        pairs.append(TokenPair(prompt, chosen[cut:], rival, float(row.get("weight", 1.0)), row))
     if rows and not pairs:
         raise NotEnoughData(
             f"none of {len(rows)} pairs can be trained on ({dropped}): check chat template and max_length"

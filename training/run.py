@@ -57,6 +57,7 @@ def train_and_evaluate(job: Job) -> None:
     started = time.perf_counter()
     job, task = load_task(job, Progress(job.directory / "progress.json"))
     result, report = train_rewards(task) if job.spec.method == "reward_model" else train_policy(task, job)
+    report["training"]["replay"] = job.replay
     write_birth(job, report, result.history)
     seconds = {"all": time.perf_counter() - started, "cpu": time.process_time()}
     write_json(

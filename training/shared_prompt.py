@@ -1,7 +1,7 @@
 """One row for both answers of a pair: the prompt is computed once (prefix sharing, arXiv:2410.20305).
 
-A row is prompt, chosen, rejected, padding. The rejected answer does not see the chosen one and its positions go on from
-the prompt's, so that every token has the hidden state that it would have in a sequence of its own.
+A row is prompt, chosen, rejected (if there is one), padding. The rejected answer does not see the chosen one and its
+positions go on from the prompt's, so that every token has the hidden state that it would have in a sequence of its own.
 
 Shapes: B pairs, T tokens of the longest row, N answer tokens of the whole batch.
 """
@@ -54,7 +54,7 @@ def lay_out(pairs: Sequence[TokenPair], pad: int, multiple: int = 1) -> Rows:
         positions_BT[row, :end] = torch.arange(end)
         positions_BT[row, end : end + rejected] = torch.arange(prompt, prompt + rejected)
         before = torch.arange(prompt - 1, end + rejected - 1)
-        before[chosen] = prompt - 1  # The last token of the prompt predicts the first one of either answer.
+        before[chosen : chosen + 1] = prompt - 1  # The prompt's last token predicts the first one of either answer.
         sources.append(before + row * width)
     lengths = torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in pairs])
     answers = torch.arange(2 * num_pairs).view(2, num_pairs).T.flatten()

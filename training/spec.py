@@ -14,7 +14,7 @@ from hone.gates import Thresholds, load_thresholds
 from hone.settings import explain, read_toml
 from training.bootstrap import Bootstrap
 from training.launch.table import Launch, Launcher
-from training.method_tables import Kto, Lora, Ppo, Preference, Reward, Rewards, Samples, Sft, StopRules, Table
+from training.method_tables import Kto, Lora, Ppo, Preference, Replay, Reward, Rewards, Samples, Sft, StopRules, Table
 
 Method = Literal["sft", "reward_model", "dpo", "kto", "ppo", "rloo", "grpo"]
 Engine = Literal["native", "trl"]
@@ -40,6 +40,7 @@ KINDS: dict[Method, tuple[Kind, ...]] = {
 }
 """Kinds of datasets that a method reads; the first is frozen for it."""
 TABLES: dict[str, tuple[Method, ...]] = {
+    "replay": ("sft", "dpo", "kto"),
     "preference": ("dpo",),
     "sft": ("sft",),
     "reward": ("reward_model",),
@@ -114,6 +115,7 @@ class RunSpec(Table):
     launcher: Launcher = "local"
     launch: Launch = Launch()
     lora: Lora = Lora()
+    replay: Replay = Replay()
     preference: Preference = Preference()
     sft: Sft = Sft()
     reward: Reward = Reward()
@@ -184,6 +186,8 @@ class Job(Table):
     "Directory of people's pairs that judge the answers; null: nobody's, so these gates are inconclusive."
     golden_tests: Path | None = None
     general_prompts: Path | None = None
+    replay: dict[str, Any] = Field(default_factory=dict)
+    "What was mixed into the training rows, and where nothing was, why; see training/mix.py."
 
 
 def load_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> RunSpec:

@@ -82,6 +82,7 @@ def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
         "base_version": job.base_version,
         "base_directory": str(job.base_directory),
         "rows": rows,
+        "replay": job.replay,
         **starts(job),
         **inspect(job),
         "spec": json.loads(spec.model_dump_json()),

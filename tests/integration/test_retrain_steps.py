@@ -21,7 +21,7 @@ from hone.store.requests import open_request
 from hone.store.tables import DatasetRow, ModelVersionRow, RetrainRequestRow, RolloutRow, TrainingRunRow
 from tests.support.pairs import add_label, add_pair
 from tests.support.tiny_model import make_tiny_model
-from tests.support.training import person, row, write_rows
+from tests.support.training import person, question, row, write_rows
 from training import retrain
 
 Sessions = sessionmaker[Session]
@@ -73,6 +73,12 @@ def add_people(sessions: Sessions, number: int = 80) -> None:
             add_pair(session, turn, user_id=person(turn % 40))
 
 
+def import_general(sessions: Sessions, settings: Settings) -> None:
+    rows = [{"prompt": question(900 + k), "completion": f"General answer {k}."} for k in range(20)]
+    with sessions.begin() as session:
+        import_file(session, write_rows(settings.training.spec.parent / "general.jsonl", rows), "general")
+
+
 def ask(sessions: Sessions, name: str = "pairs:0", **fields: Any) -> None:
     with sessions.begin() as session:
         open_request(session, crossing=name, reason="test", method="dpo", **fields)
@@ -91,6 +97,7 @@ def count(sessions: Sessions, table: type[Any]) -> int:
 @pytest.mark.slow
 def test_a_retraining_from_claim_to_rollout_with_every_step_repeated(sessions: Sessions, settings: Settings) -> None:
     add_people(sessions)
+    import_general(sessions, settings)
     ask(sessions, spec={"gates": {**LENIENT, "min_win_rate": 2}})
     request_id = retrain.claim(settings, "run-1")
     assert request_id
@@ -110,6 +117,9 @@ def test_a_retraining_from_claim_to_rollout_with_every_step_repeated(sessions: S
         verdicts = {result.gate: result.verdict for result in list_evaluations(session, version)}
         model = get_model(session, version)
         assert (model.status, model.run_id, model.dataset_id) == ("rejected", run_id, dataset_id)
+        replay = session.get_one(TrainingRunRow, run_id).metrics["replay"]
+    assert replay["general"]["num"] == 6, "the import named `general` makes up a tenth by itself"
+    assert replay["older"]["why"] == "the base was trained on no earlier snapshot that this method reads"
     assert verdicts.pop("win_rate") is Verdict.FAIL
     assert set(verdicts.values()) == {Verdict.PASS}
     assert retrain.start_rollout(settings, run_id) is None
@@ -131,7 +141,7 @@ def test_a_retraining_from_claim_to_rollout_with_every_step_repeated(sessions: S
     assert retrain.train(settings, again) == run_id, "nothing is new, so the run is the same"
     assert retrain.start_rollout(settings, run_id, "run-3") == rollout_id
     assert request_row(sessions, again).status == "done", "the request that this DAG run claimed has ended"
-    assert (count(sessions, ModelVersionRow), count(sessions, TrainingRunRow), count(sessions, DatasetRow)) == (2, 1, 1)
+    assert (count(sessions, ModelVersionRow), count(sessions, TrainingRunRow), count(sessions, DatasetRow)) == (2, 1, 2)
 
 
 @pytest.mark.slow

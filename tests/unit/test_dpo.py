@@ -214,3 +214,23 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[0] == pytest.approx(1 / 3)
     assert rates[2] == max(rates)
     assert rates[9] == pytest.approx(0.1)
+
+
+def test_an_answer_without_a_rival_is_imitated_and_preferred_to_nothing(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    pad = tokenizer.pad_token_id
+    lone = {"prompt": row(3)["prompt"], "completion": row(3)["chosen"]}
+    (pair, alone), dropped = encode_pairs([row(0), lone], tokenizer, 256)
+    assert (alone.rejected, any(dropped.values())) == ((), False)
+    reference = [(-20.0, -22.0), (-25.0, 0.0)]
+    batch = list(zip((pair, alone), reference, strict=True))
+    for shared in (False, True):
+        loss, figures = dpo_loss(model, batch, spec(), pad, shared=shared)
+        chosen = answer_logps(model, [(p.prompt, p.chosen) for p in (pair, alone)], pad)
+        one, of_pair = dpo_loss(model, batch[:1], spec(sft_weight=0), pad, shared=shared)
+        tokens = len(pair.chosen) + len(alone.chosen)
+        assert loss.item() == pytest.approx(one.item() / 2 - 0.3 * chosen.sum().item() / tokens, rel=1e-4)
+        assert figures["margin"] == pytest.approx(of_pair["margin"], rel=1e-4), "figures are of pairs alone"
+        parts = [dpo_loss(model, [part], spec(), pad, whole=batch, shared=shared) for part in batch]
+        assert sum(part.item() for part, _ in parts) == pytest.approx(loss.item(), rel=1e-5)
+        assert dpo_loss(model, batch[1:], spec(preference={"loss": "ipo"}), pad, shared=shared)[1].keys() == {"loss"}

@@ -3,6 +3,7 @@
 import pytest
 
 from hone.errors import ConfigError, NotEnoughData
+from training.completions import labels_of
 from training.kto import class_weights
 from training.method_tables import Kto
 
@@ -35,3 +36,8 @@ def test_weights_inside_the_advised_band_are_taken_and_outside_they_are_refused(
 def test_too_few_of_a_class_is_refused() -> None:
     with pytest.raises(NotEnoughData, match="60 good and 49 bad"):
         class_weights([True] * 60 + [False] * 49, Kto())
+
+
+def test_a_general_demonstration_counts_as_a_good_answer() -> None:
+    rows = [{"prompt": [], "completion": "a"}, {"prompt": [], "completion": "b", "label": False}]
+    assert [row["label"] for row in labels_of(rows)] == [True, False]
