@@ -112,6 +112,13 @@ REQUEST_ENDED_AT = Gauge("hone_request_ended_timestamp_seconds", "When a retrain
 TRAINING_RUNS = Gauge("hone_training_runs", "Training runs so far, by how they stand.", ["status"])
 TRAINING_ENDED_AT = Gauge("hone_training_ended_timestamp_seconds", "When a training run last ended so.", ["status"])
 TRAINING_RUNNING_SECONDS = Gauge("hone_training_running_seconds", "Age of the run that trains now; 0 without one.")
+TRAINING_PROGRESS = Gauge("hone_training_progress_ratio", "Steps done of the run that trains now; NaN without one.")
+TRAINING_TOKENS = Gauge("hone_training_tokens_per_second", "Tokens that it trains on, over the last half minute.")
+TRAINING_MFU = Gauge(
+    "hone_training_mfu_ratio", "Its model FLOPs utilisation; NaN where the device's peak is not known, as of CPUs."
+)
+TRAINING_WAIT = Gauge("hone_training_wait_ratio", "Share of its time that it waits for rows (PPO: for its answers).")
+TRAINING_MEMORY = Gauge("hone_training_memory_bytes", "Its largest memory so far: of the host, and of a GPU.", ["of"])
 GATE_VERDICTS = Gauge("hone_gate_verdicts", "Verdicts so far.", ["gate", "verdict"])
 GATE_VERDICT = Gauge("hone_gate_verdict", "1 for what the gate said of the newest challenger.", ["gate", "verdict"])
 GATES_JUDGED_AT = Gauge("hone_gates_judged_timestamp_seconds", "When the newest challenger was judged.")

@@ -25,6 +25,7 @@ from monitoring import drift
 from monitoring.capture import CaptureWatch, show_capture
 from monitoring.gauges import show_drift, show_facts, show_settings
 from monitoring.rewards import Rewards
+from monitoring.training import read_progress, show_training
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Monitor:
             facts = read_facts(session)
             captures = self.capture.look(session, now)
         show_facts(facts, now)
+        show_training(read_progress(facts.running, now))
         show_capture(captures)
         show_settings(self.settings)
         self.follow_stable(facts)

@@ -49,6 +49,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "node": cache(lambda: _missing_programs("node")),
     "shared": cache(lambda: _missing_path(ROOT.parent / "shared" / "data")),
     "ray": cache(lambda: _missing_path(ROOT / ".venv-ray")),
+    "trackers": cache(lambda: _missing_path(ROOT / ".venv-trackers")),
     "seldon": cache(lambda: _missing_path(ROOT / ".venv-seldon") or _missing_path(ROOT / ".venv-mlserver")),
 }
 """Marker -> why a test that carries it cannot run here, or None."""

@@ -74,9 +74,9 @@ def train_dpo(
 def train_all(run: "Run", plan: Sequence[Sequence["Compared"]], pad: int, progress: Progress) -> None:
     """Take the steps that are left, with a checkpoint now and then and at the end; a stop rule may end them."""
     while run.step < len(plan):
-        run.train_step(plan[run.step], len(plan), pad)
-        shown = {name: run.history[-1][name] for name in ("loss", "margin") if name in run.history[-1]}
-        progress.step(run.step, len(plan), **shown)
+        batch = plan[run.step]
+        run.train_step(batch, len(plan), pad)
+        progress.record(run.step, len(plan), run.history[-1], ("loss", "margin"), tokens=num_tokens(batch))
         is_stopped = run.spec.stop_rules == "stop" and bool(fired(run.history, run.spec.stop))
         if is_stopped or run.step == len(plan) or run.step % run.spec.checkpoint_steps == 0:
             run.save()
@@ -86,6 +86,12 @@ def train_all(run: "Run", plan: Sequence[Sequence["Compared"]], pad: int, progre
 
 Compared = tuple[TokenPair, Logps]
 """A pair, and its log-probabilities under the reference."""
+
+
+def num_tokens(batch: Sequence[Compared]) -> int:
+    """Return the tokens of a batch's conversations: a pair is two, so that its prompt counts twice."""
+    answers = [(pair, answer) for pair, _ in batch for answer in (pair.chosen, pair.rejected) if answer]
+    return sum(len(pair.prompt) + len(answer) for pair, answer in answers)
 
 
 def length_of(pair: TokenPair) -> int:

@@ -67,7 +67,7 @@ def train_ppo(task: Task) -> TrainResult:
     task.progress.stage("train")
     while run.step < num_steps:
         figures = run.train_step()
-        task.progress.step(run.step, num_steps, reward=figures["reward"], kl=figures["kl"])
+        task.progress.record(run.step, num_steps, figures, ("reward", "kl"), tokens=run.num_tokens)
         is_stopped = spec.stop_rules == "stop" and bool(fired(run.history, spec.stop))
         if is_stopped or run.step == num_steps or run.step % spec.checkpoint_steps == 0:
             run.save()
@@ -104,7 +104,7 @@ class Run:
         self._rewards = load_rewards(task.spec)
         held_out = task.spec.rewards.held_out
         self._held_out: Scorer | None = load_function(held_out) if held_out else None
-        self.step = 0
+        self.step = self.num_tokens = 0
         self.history: list[dict[str, float]] = []
 
     def train_step(self) -> dict[str, float]:
@@ -112,7 +112,9 @@ class Run:
         spec = self._spec
         chats = turn(self.prompts, self.step, spec)
         seed = seed_of(spec, self.step)
-        drawn = draw(self.policy, self._task.tokenizer, chats, spec.samples, seed)
+        with self._task.progress.waiting():
+            drawn = draw(self.policy, self._task.tokenizer, chats, spec.samples, seed)
+        self.num_tokens = sum(len(one.prompt) + len(one.answer) for one in drawn)
         torch.manual_seed(seed)  # of the order of minibatches
         texts = self._task.tokenizer.batch_decode([one.answer for one in drawn], skip_special_tokens=True)
         batch, figures = self._assess(drawn, chats, texts)

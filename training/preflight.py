@@ -21,6 +21,7 @@ from training.checkpoint import publish
 from training.completions import answers_of, encode_answers, labels_of
 from training.pairs import Row, check_tokenizer, encode_pairs, read_rows
 from training.spec import Job, RunSpec
+from training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ def inspect(job: Job) -> dict[str, Any]:
 
 
 def check_run(job: Job, tokenizer: Any, base: Path) -> None:
-    """Raise ConfigError where tokenizer, serving and rows do not fit together."""
+    """Raise ConfigError where tokenizer, serving and rows do not fit together, or a tracker is not installed."""
+    check_trackers(job.spec.report_to)
     check_tokenizer(tokenizer, end_tokens_of(base))
     check_served(job, tokenizer)
     check_apart(job.directory / "data")

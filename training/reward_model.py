@@ -61,6 +61,7 @@ def train_reward_models(task: Task, target: Path) -> tuple[TrainResult, Report]:
             dev=rows_about(task.dev, name, task.spec),
             directory=task.directory / "objectives" / name,
         )
+        task.progress.part = f"{name}/" if len(weights) > 1 else ""
         result, model = train_one(part, name)
         report[name] = measured = measure(model, part, name)
         described[name] = {"weight": weight, "mean": measured["mean"], "deviation": measured["deviation"]}

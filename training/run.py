@@ -20,12 +20,14 @@ from training.distributed import is_main, main_first, rank
 from training.evaluate import evaluate
 from training.export import export_model
 from training.fit import Task, fit
+from training.meter import meter_for
 from training.pairs import Row, read_rows
 from training.policy import load_model
 from training.preflight import check_run, prepare_base
 from training.progress import Progress
 from training.result import TrainResult
 from training.spec import Job
+from training.trackers import trackers_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ def train_and_evaluate(job: Job) -> None:
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     job, task = load_task(job, Progress(job.directory / "progress.json"))
-    result, report = train_rewards(task) if job.spec.method == "reward_model" else train_policy(task, job)
+    with trackers_of(job) as task.progress.trackers:
+        result, report = train_rewards(task) if job.spec.method == "reward_model" else train_policy(task, job)
     report["training"]["replay"] = job.replay
     write_birth(job, report, result.history)
     seconds = {"all": time.perf_counter() - started, "cpu": time.process_time()}
@@ -87,6 +90,7 @@ def load_task(job: Job, progress: Progress) -> tuple[Job, Task]:
     if not rows:
         raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no row: freeze a dataset first")
     dev = read_rows(job.directory / "data" / "dev.jsonl")
+    progress.meter = meter_for(job.spec, model)
     return job, Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress)
 
 

@@ -18,6 +18,7 @@ from training.method_tables import Kto, Lora, Ppo, Preference, Replay, Reward, R
 
 Method = Literal["sft", "reward_model", "dpo", "kto", "ppo", "rloo", "grpo"]
 Engine = Literal["native", "trl"]
+ReportTo = Literal["tensorboard", "mlflow", "wandb"]
 
 ENGINES: dict[Method, tuple[Engine, ...]] = {
     "sft": ("trl",),
@@ -112,6 +113,8 @@ class RunSpec(Table):
     checkpoint_steps: int = Field(20, ge=1)
     stop_rules: Literal["stop", "record"] = "stop"
     "`record` goes on training after a rule fired; either way the gates see it."
+    report_to: tuple[ReportTo, ...] = ()
+    "Where the curve is shown besides the run's own folder."
     launcher: Launcher = "local"
     launch: Launch = Launch()
     lora: Lora = Lora()

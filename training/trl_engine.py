@@ -92,6 +92,8 @@ def run_trainer(trainer: Any, task: Task, figures: Figures, dropped: dict[str, i
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Recorder(result, task, figures))
     trainer.add_callback(Sealer(task))
+    fetch = trainer.get_batch_samples
+    trainer.get_batch_samples = lambda *args, **kwargs: waited(task, fetch, *args, **kwargs)
     if trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(task.spec.stop.patience))
     task.progress.stage("train")
@@ -99,6 +101,12 @@ def run_trainer(trainer: Any, task: Task, figures: Figures, dropped: dict[str, i
     result.model = trainer.model.eval()
     result.fired = fired(result.history, task.spec.stop)
     return result
+
+
+def waited(task: Task, fetch: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what `fetch` gives; its time is counted as waiting for data."""
+    with task.progress.waiting():
+        return fetch(*args, **kwargs)
 
 
 def identity(task: Task) -> dict[str, Any]:
@@ -143,13 +151,18 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._result = result
         self._task = task
         self._figures = figures
+        self._num_tokens = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take up what was logged before a checkpoint."""
-        self._result.history[:] = [self._figures(logs) for logs in state.log_history if "loss" in logs]
+        before = [logs for logs in state.log_history if "loss" in logs]
+        self._result.history[:] = [self._figures(logs) for logs in before]
+        self._num_tokens = before[-1].get("num_tokens", 0.0) if before else 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Take one step's figures. Raises ProgramFailed on a loss that is no number, ConfigError on a wrong start."""
+        if logs and "eval_loss" in logs:
+            self._task.progress.keep(state.global_step, {"eval_loss": logs["eval_loss"]})
         if not logs or "loss" not in logs:
             return
         step = self._figures(logs)
@@ -161,8 +174,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 "before training; merge the base's adapter into it first"
             )
         self._result.history.append(step)
-        shown = {name: step[name] for name in ("loss", "margin", "reward") if name in step}
-        self._task.progress.step(state.global_step, state.max_steps, **shown)
+        tokens, self._num_tokens = logs.get("num_tokens", 0.0) - self._num_tokens, logs.get("num_tokens", 0.0)
+        shown = ("loss", "margin", "reward")
+        self._task.progress.record(state.global_step, state.max_steps, step, shown, tokens=max(0.0, tokens))
         spec = self._task.spec
         if spec.stop_rules == "stop" and fired(self._result.history, spec.stop):
             control.should_training_stop = True

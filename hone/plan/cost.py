@@ -54,12 +54,17 @@ def cost_of(
 
 def operations_per_token(shape: Shape, fit: Fit, method: str, length: int) -> float:
     """Return forward and backward operations of one token, with what checkpointing and frozen models add."""
-    # Half of the attention scores are masked: queries times keys, then times values.
-    attention = 2 * shape.num_hidden_layers * shape.query_width * length
-    forward = 2 * (shape.num_linear + shape.vocab_size * shape.hidden_size) + attention
+    forward = forward_operations(shape, length)
     backward = 2 * forward if fit.setup.adapter == "full" else forward
     again = forward if fit.setup.checkpointing else 0
     frozen = fit.setup.frozen_models + (1 if method in REFERENCE_METHODS and not fit.setup.frozen_models else 0)
     if method in SAMPLING and fit.setup.adapter != "full":
         frozen += 1
     return forward + backward + again + frozen * forward
+
+
+def forward_operations(shape: Shape, length: float) -> float:
+    """Return the operations of one token's forward pass in a sequence of `length` tokens."""
+    # Half of the attention scores are masked: queries times keys, then times values.
+    attention = 2 * shape.num_hidden_layers * shape.query_width * length
+    return 2 * (shape.num_linear + shape.vocab_size * shape.hidden_size) + attention

@@ -40,6 +40,8 @@ class Facts:
 
     requests: Mapping[str, Group]
     runs: Mapping[str, Group]
+    running: str | None
+    "Directory of the run that began last of those that train now."
     rollouts: Mapping[str, Group]
     verdicts: Mapping[tuple[str, str], int]
     "Number of verdicts so far by (gate, verdict)."
@@ -73,6 +75,9 @@ def read_facts(session: Session) -> Facts:
     return Facts(
         requests=groups(session, request.status, request.created_at, request.finished_at),
         runs=groups(session, run.status, run.started_at, run.finished_at),
+        running=session.scalar(
+            select(run.directory).where(run.status == "running").order_by(run.started_at.desc()).limit(1)
+        ),
         rollouts=groups(session, OUTCOME, rollout.created_at, rollout.ended_at),
         verdicts=count_verdicts(session),
         newest_verdicts=verdicts_of(session, newest.model_version) if newest else {},

@@ -174,6 +174,35 @@ TRAINING = Row(
             ),
         ),
         Panel(
+            title="The run that trains now",
+            unit="percentunit",
+            low=0,
+            description="Steps done, share of time that waits for rows (PPO: for answers), and MFU where the device's "
+            "peak is known (`launch.peak_tflops`). Waiting above a tenth with rows on a slow disk: move them; MFU "
+            "below 0.3: larger micro batches.",
+            queries=(
+                Query(latest("hone_training_progress_ratio", "monitor"), "steps done"),
+                Query(latest("hone_training_wait_ratio", "monitor"), "waiting"),
+                Query(latest("hone_training_mfu_ratio", "monitor"), "MFU"),
+            ),
+        ),
+        Panel(
+            title="Tokens a second",
+            unit="short",
+            low=0,
+            description="Tokens of prompts and answers that the present run trains on. Falls within a run: another "
+            "program took the device, or answers grow (see the run's curves.png).",
+            queries=(Query(latest("hone_training_tokens_per_second", "monitor"), "tokens/s"),),
+        ),
+        Panel(
+            title="Memory of the training",
+            unit="bytes",
+            low=0,
+            description="Largest so far, of the process and of its GPU. Near the device's: lower micro_batch_size or "
+            "max_length, or turn gradient_checkpointing on; `hone plan` has the arithmetic.",
+            queries=(Query(f"{latest('hone_training_memory_bytes', 'monitor', 'of')} > 0", "{{of}}"),),
+        ),
+        Panel(
             title="Last ended",
             kind="stat",
             unit="dateTimeFromNow",

@@ -34,7 +34,7 @@ from monitoring.exporter import Monitor, Watch, reading
 from monitoring.rewards import Rewards
 from serving.runtime.app import runtime_app
 from serving.runtime.model import load_model
-from tests.support.learning import NOW, add_request, add_run, add_thumbs, add_verdict
+from tests.support.learning import NOW, add_request, add_run, add_thumbs, add_verdict, write_progress
 from tests.support.rollouts import add_answer, add_models, enter_canary, start_rollout
 from tests.support.tiny_model import make_tiny_model
 from tests.support.web import serving
@@ -83,6 +83,27 @@ def test_requests_runs_gates_and_dead_letters_are_shown(sessions: Sessions) -> N
     assert value("hone_stable_model_info", model_version="old") == 1
     assert value("hone_observe_mode") == 1
     assert value("hone_plan_ttl_seconds") == Settings().rollout.plan_ttl_s
+
+
+def test_the_speed_of_the_run_that_trains_now_is_shown_and_is_unknown_once_it_is_silent(
+    sessions: Sessions, tmp_path: Path
+) -> None:
+    run = write_progress(tmp_path / "run", NOW, tokens_per_s=1200.0, wait_share=0.05, memory_bytes=3e9)
+    with sessions.begin() as session:
+        add_models(session)
+        add_run(session, "r1", "done", ended=timedelta(hours=5))
+        add_run(session, "r2", "running", directory=run)
+    watching = monitor(sessions)
+    watching.look(NOW + timedelta(seconds=5))
+    assert value("hone_training_progress_ratio") == 0.25
+    assert value("hone_training_tokens_per_second") == 1200
+    assert value("hone_training_wait_ratio") == 0.05
+    assert value("hone_training_memory_bytes", of="host") == 3e9
+    for unknown in (value("hone_training_mfu_ratio"), value("hone_training_memory_bytes", of="gpu")):
+        assert unknown != unknown
+    watching.look(NOW + timedelta(minutes=3))
+    silent = value("hone_training_tokens_per_second")
+    assert silent != silent
 
 
 def test_an_empty_database_is_no_error_and_what_went_away_goes_back_to_zero(sessions: Sessions) -> None:

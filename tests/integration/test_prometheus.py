@@ -24,7 +24,7 @@ from serving.runtime.app import runtime_app
 from serving.runtime.model import load_model
 from tests.support.gateway import KEY, Served, gateway
 from tests.support.ingest_process import produce
-from tests.support.learning import NOW, add_request, add_run, add_verdict
+from tests.support.learning import NOW, add_request, add_run, add_verdict, write_progress
 from tests.support.prometheus import Prometheus, prometheus
 from tests.support.promql import ROOT, RULE_FILES, selectors, without_variables
 from tests.support.rollouts import POLICY, add_models, start_rollout
@@ -84,13 +84,15 @@ def served(tmp_path: Path, runtime_url: str, store_url: str) -> Iterator[Served]
     cluster.close()
 
 
-def fill(sessions: sessionmaker[Session]) -> None:
-    """A past retraining that failed, one that was judged, a rollout that ended, and one that is live."""
+def fill(sessions: sessionmaker[Session], run: Path) -> None:
+    """A past retraining that failed, one that was judged, one that trains; a rollout that ended, one that is live."""
     hour = timedelta(hours=1)
+    write_progress(run, datetime.now(UTC) + hour, tokens_per_s=9e3, mfu=0.4, wait_share=0.1, memory_bytes=1e9)
     with sessions.begin() as session:
         add_models(session)
         add_request(session, "failed", created=9 * hour, ended=8 * hour)
         add_run(session, "r1", "done", ended=5 * hour)
+        add_run(session, "r2", "running", directory=run)
         add_verdict(session, "new", "win_rate", "pass", -60)
         policy = POLICY | {"stages": [{"weight": 0.5, "min_users": 500}], "outcome_window_s": 1, "block_s": 5}
         over = start_rollout(session, policy, now=NOW - hour)
@@ -180,7 +182,7 @@ SEVERITIES = ("page", "ticket", "info")
 def test_every_panel_shows_something_of_a_platform_at_work(
     tmp_path: Path, served: Served, sessions: sessionmaker[Session], store_url: str, runtime_url: str
 ) -> None:
-    fill(sessions)
+    fill(sessions, tmp_path / "run")
     with (
         programs(served, store_url, runtime_url) as targets,
         prometheus(tmp_path / "prometheus", targets) as server,

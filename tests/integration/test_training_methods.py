@@ -15,9 +15,11 @@ from hone.store.candidates import candidates_of
 from hone.store.datasets import freeze_feedback
 from hone.store.models import get_model, import_model, set_alias
 from hone.store.runs import get_run
+from tests.support.events_file import events_of
 from tests.support.pairs import add_edit
 from tests.support.training import QUICK, make_job, row, write_rows
 from training.__main__ import main
+from training.curve import read_curve
 from training.generate import Decoding, generate
 from training.policy import load_model
 from training.progress import Progress
@@ -53,10 +55,15 @@ POLICIES: dict[str, dict[str, Any]] = {
 def test_a_policy_is_trained_exported_reloaded_and_answers(
     tiny_base: Path, tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
-    make_job(tmp_path / "run", tiny_base, [row(k) for k in range(12)], **recipe)
+    make_job(tmp_path / "run", tiny_base, [row(k) for k in range(12)], **recipe, report_to=["tensorboard"])
     assert main(["run", str(tmp_path / "run" / "job.json")]) == 0
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["training"]["num_steps"] == 6
+    curve = read_curve(tmp_path / "run")
+    assert list(curve) == [1, 2, 3, 4, 5, 6]
+    assert (curve[1], curve[6]) == (report["training"]["first_step"], report["training"]["last_step"])
+    shown = events_of(tmp_path / "run" / "tensorboard")
+    assert shown["train/loss"] == pytest.approx({step: figures["loss"] for step, figures in curve.items()}, rel=1e-6)
     assert not any(report["training"]["dropped"].values())
     assert report["training"]["characters"]["chosen"] > report["training"]["characters"]["rejected"] > 0
     model, tokenizer = load_model(tmp_path / "run" / "model")

@@ -1,6 +1,8 @@
 """Rows of requests, training runs, verdicts and thumbs for tests of the monitor."""
 
+import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -27,16 +29,26 @@ def add_request(session: Session, status: str, *, created: timedelta, ended: tim
     )
 
 
-def add_run(session: Session, run_id: str, status: str, *, ended: timedelta | None = None) -> None:
+def add_run(
+    session: Session, run_id: str, status: str, *, ended: timedelta | None = None, directory: Path = Path("/r")
+) -> None:
     if session.get(DatasetRow, "d") is None:
         numbers = {"num_train": 1, "num_dev": 1, "num_test": 1}
         session.add(DatasetRow(dataset_id="d", kind="pairs", source="feedback", manifest={}, **numbers))
         session.flush()
-    fields = {"method": "dpo", "base_version": "old", "spec": {}, "metrics": {}, "directory": "/r"}
+    fields = {"method": "dpo", "base_version": "old", "spec": {}, "metrics": {}, "directory": str(directory)}
     finished_at = NOW - ended if ended is not None else None
     row = TrainingRunRow(run_id=run_id, dataset_id="d", status=status, started_at=NOW - timedelta(hours=1), **fields)
     row.finished_at = finished_at
     session.add(row)
+
+
+def write_progress(directory: Path, at: datetime, **speed: float) -> Path:
+    """What a run at its tenth of forty steps says of itself."""
+    directory.mkdir(exist_ok=True)
+    facts = {"stage": "train", "done": 10, "total": 40, "at": at.timestamp(), "loss": 0.5, "speed": speed}
+    (directory / "progress.json").write_text(json.dumps(facts))
+    return directory
 
 
 def add_verdict(session: Session, version: str, gate: str, verdict: str, second: float) -> None:

@@ -22,6 +22,8 @@ class Launch(Table):
     "CPU cores for each process, where a scheduler asks."
     memory_gb: int = Field(32, ge=1)
     "Of each machine."
+    peak_tflops: float | None = Field(None, gt=0)
+    "Of one device, for the live MFU; null: by the GPU's name, and of a CPU none."
     image: str = "hone-training:latest"
     namespace: str = "hone"
     volume_claim: str = "hone-runs"
