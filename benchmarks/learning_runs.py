@@ -3,7 +3,7 @@
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
@@ -25,6 +25,7 @@ from training.evaluate import evaluate
 from training.export import export_model
 from training.fit import Task, fit
 from training.generate import Decoding, generate
+from training.meter import Meter
 from training.policy import load_model
 from training.progress import Progress
 from training.reward_model import train_reward_models
@@ -108,11 +109,15 @@ class Silent(Progress):
 
     def __init__(self) -> None:
         """Have no file."""
+        self.meter = Meter()
 
     def stage(self, name: str) -> None:
         """Say nothing."""
 
-    def step(self, done: int, total: int, **numbers: float) -> None:
+    def keep(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep nothing."""
+
+    def step(self, done: int, total: int, speed: Mapping[str, float] | None = None, **numbers: float) -> None:
         """Say nothing."""
 
 
