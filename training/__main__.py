@@ -12,7 +12,7 @@ from hone.errors import ConfigError, HoneError, NotEnoughData
 from hone.overrides import read_overrides
 from hone.settings import load_settings
 from training.jobs import check_complete, spec_of
-from training.spec import Method, load_job, load_spec
+from training.spec import Method, RunSpec, load_job, load_spec, needs_bitsandbytes
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -70,16 +70,24 @@ def run(options: argparse.Namespace) -> None:
     """Do a job, or what a spec says. Raises like `run_job`."""
     if options.spec.suffix == ".json":
         job = load_job(options.spec)
-        os.environ.setdefault("OMP_NUM_THREADS", str(job.spec.threads))
+        prepare_imports(job.spec)
         from training.run import run_job
 
         return run_job(job)
     spec = load_spec(options.spec, read_overrides(options.changes))
-    os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
+    prepare_imports(spec)
     from training.start import describe, run_spec
 
     found = describe(load_settings(), spec) if options.dry_run else run_spec(load_settings(), spec)
     print(json.dumps(found, indent=1))
+
+
+def prepare_imports(spec: RunSpec) -> None:
+    """Set what torch and peft look at when they are imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
+    if not needs_bitsandbytes(spec):
+        # peft imports it wherever it is installed, which takes a second: such a run finds none.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

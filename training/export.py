@@ -45,7 +45,8 @@ def probe_ids(tokenizer: Any) -> Any:
 @torch.inference_mode()
 def check_export(model: Any, probe: Any, expected: Any) -> None:
     """Raise ProgramFailed unless the reloaded model computes what the policy computed, and can write an answer."""
-    gap = (model(input_ids=probe).logits - expected).abs().max().item()
+    probe = probe.to(model.device)
+    gap = (model(input_ids=probe).logits - expected.to(model.device)).abs().max().item()
     if not gap < MERGE_TOLERANCE * max(1.0, expected.abs().max().item()):
         raise ProgramFailed(
             f"the exported model's logits differ from the trained policy's by {gap:.5f}: merging failed"

@@ -37,8 +37,6 @@ def spec_of(settings: Settings, method: Method, overrides: Mapping[str, Any]) ->
 
 def check_complete(spec: RunSpec) -> None:
     """Raise ConfigError where the method needs something that the spec does not name, or that is not there."""
-    if spec.adapter == "qlora":
-        raise ConfigError('adapter = "qlora" is not built yet: use "lora", in bf16 if memory is short')
     if spec.method in TABLES["rewards"] and not (spec.rewards.models or spec.rewards.functions):
         raise ConfigError(
             f"method {spec.method} needs a reward: set rewards.models to {{directory of a reward_model run = weight}}, "

@@ -20,7 +20,7 @@ def prepare(model: Any, spec: RunSpec, *, shared: bool) -> None:
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-    if spec.precision == "bf16" and spec.adapter != "full":
+    if spec.precision == "bf16" and spec.adapter == "lora":  # a base in 4 bits was loaded so
         model.to(torch.bfloat16)
     if spec.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})

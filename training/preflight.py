@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hone.records import Message
 from training.checkpoint import publish
 from training.completions import answers_of, encode_answers, labels_of
 from training.pairs import Row, check_tokenizer, encode_pairs, read_rows
-from training.spec import Job, RunSpec
+from training.spec import Job, RunSpec, needs_bitsandbytes
 from training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -113,11 +114,19 @@ def inspect(job: Job) -> dict[str, Any]:
 
 
 def check_run(job: Job, tokenizer: Any, base: Path) -> None:
-    """Raise ConfigError where tokenizer, serving and rows do not fit together, or a tracker is not installed."""
+    """Raise ConfigError where tokenizer, serving and rows do not fit together, or a package is missing."""
     check_trackers(job.spec.report_to)
+    check_packages(job.spec)
     check_tokenizer(tokenizer, end_tokens_of(base))
     check_served(job, tokenizer)
     check_apart(job.directory / "data")
+
+
+def check_packages(spec: RunSpec) -> None:
+    """Raise ConfigError where the spec needs a package of an extra that is not installed."""
+    asks = 'adapter = "qlora"' if spec.adapter == "qlora" else f'optimizer = "{spec.optimizer}"'
+    if needs_bitsandbytes(spec) and find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{asks} needs bitsandbytes, which is not installed: install the extra `qlora`")
 
 
 def end_tokens_of(base: Path) -> list[int]:

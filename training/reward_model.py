@@ -24,6 +24,7 @@ from training.adapter import peft_config
 from training.checkpoint import publish
 from training.fit import Task
 from training.pairs import Row, TokenPair, encode_pairs
+from training.quantized import load_quantized, onto
 from training.result import TrainResult
 from training.reward_set import REWARDS, score_ids
 from training.spec import RunSpec
@@ -36,6 +37,8 @@ HEAD = "score"
 ONLY = "reward"
 """Name of the one model where the spec names no objectives."""
 MIN_DEVIATION = 1e-4
+SCORES_COMPARED = 64
+"""Pairs whose scores before and after merging are set beside each other, where training was in 4 bits."""
 RELOAD_TOLERANCE = 1e-3
 
 Report = dict[str, dict[str, float]]
@@ -63,7 +66,7 @@ def train_reward_models(task: Task, target: Path) -> tuple[TrainResult, Report]:
         )
         task.progress.part = f"{name}/" if len(weights) > 1 else ""
         result, model = train_one(part, name)
-        report[name] = measured = measure(model, part, name)
+        report[name] = measured = measure(model, part, name) | rounding_of(result.model, model, part)
         described[name] = {"weight": weight, "mean": measured["mean"], "deviation": measured["deviation"]}
         export(model, part, scratch / name)
         whole.history += result.history
@@ -85,9 +88,7 @@ def train_one(task: Task, name: str) -> tuple[TrainResult, Any]:
         raise NotEnoughData(f"no row names the objective {name!r}: rows carry it as `objective`")
     pairs, dropped = encode_pairs(task.rows, task.tokenizer, task.spec.max_length)
     torch.manual_seed(task.spec.seed)  # the head is drawn when the model is loaded
-    model = AutoModelForSequenceClassification.from_pretrained(
-        task.model.name_or_path, num_labels=1, local_files_only=True, dtype=torch.float32
-    )
+    model = load_scorer(task, in_4_bits=task.spec.adapter == "qlora")
     shared = arguments(task)
     dev = encode_pairs(task.dev, task.tokenizer, task.spec.max_length)[0] if "eval_strategy" in shared else []
     trainer = RewardTrainer(
@@ -100,7 +101,18 @@ def train_one(task: Task, name: str) -> tuple[TrainResult, Any]:
     )
     result = run_trainer(trainer, task, figures, dropped)
     trained = result.model
+    if task.spec.adapter == "qlora":
+        trained = onto(load_scorer(task, in_4_bits=False), trained)
     return result, trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
+
+
+def load_scorer(task: Task, *, in_4_bits: bool) -> Any:
+    """Return the base with a head of one output, drawn anew."""
+    if in_4_bits:
+        return load_quantized(task.model.name_or_path, task.spec, AutoModelForSequenceClassification, num_labels=1)
+    return AutoModelForSequenceClassification.from_pretrained(
+        task.model.name_or_path, num_labels=1, local_files_only=True, dtype=torch.float32
+    )
 
 
 def dataset_of(pairs: Sequence[TokenPair], spec: RunSpec) -> Dataset:
@@ -148,6 +160,15 @@ def measure(model: Any, task: Task, name: str) -> dict[str, float]:
             "train longer, raise learning_rate, or look at the labels"
         )
     return found
+
+
+def rounding_of(trained: Any, served: Any, task: Task) -> dict[str, float]:
+    """Return by how much the scores of model and served model differ, in deviations, where it was trained in 4 bits."""
+    if task.spec.adapter != "qlora":
+        return {}
+    pairs, _ = encode_pairs(task.rows[:SCORES_COMPARED], task.tokenizer, task.spec.max_length)
+    ours, theirs = (np.concatenate(scores_of(model, pairs, task.tokenizer.pad_token_id)) for model in (trained, served))
+    return {"rounding": float(np.abs(ours - theirs).mean() / theirs.std())}
 
 
 def scores_of(model: Any, pairs: Sequence[TokenPair], pad: int) -> tuple[Any, Any]:

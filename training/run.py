@@ -23,8 +23,9 @@ from training.fit import Task, fit
 from training.meter import meter_for
 from training.pairs import Row, read_rows
 from training.policy import load_model
-from training.preflight import check_run, prepare_base
+from training.preflight import check_run, load_tokenizer, prepare_base
 from training.progress import Progress
+from training.quantized import load_quantized, to_serve
 from training.result import TrainResult
 from training.spec import Job
 from training.trackers import trackers_of
@@ -84,14 +85,22 @@ def load_task(job: Job, progress: Progress) -> tuple[Job, Task]:
     progress.stage("load")
     with main_first():
         job = job.model_copy(update={"base_directory": prepare_base(job.base_directory, job.directory)})
-    model, tokenizer = load_model(job.base_directory)
+    tokenizer = load_tokenizer(job.base_directory)
     check_run(job, tokenizer, job.base_directory)
+    model = load_base(job)
     rows = read_rows(job.directory / "data" / "train.jsonl")
     if not rows:
         raise NotEnoughData(f"{job.directory / 'data' / 'train.jsonl'} holds no row: freeze a dataset first")
     dev = read_rows(job.directory / "data" / "dev.jsonl")
     progress.meter = meter_for(job.spec, model)
     return job, Task(model, tokenizer, rows, dev, job.spec, job.directory, job.run_id, progress)
+
+
+def load_base(job: Job) -> Any:
+    """Return the model to train on: in 4 bits for `qlora`, else in fp32. Raises ConfigError where it cannot be had."""
+    if job.spec.adapter == "qlora":
+        return load_quantized(job.base_directory, job.spec)
+    return load_model(job.base_directory)[0]
 
 
 def train_rewards(task: Task) -> tuple[TrainResult, dict[str, Any]]:
@@ -105,14 +114,15 @@ def train_rewards(task: Task) -> tuple[TrainResult, dict[str, Any]]:
 def train_policy(task: Task, job: Job) -> tuple[TrainResult, dict[str, Any]]:
     """Train a policy, export it, and return what it can do beside its base."""
     result = fit(task)
-    challenger = export_model(result.model, task.tokenizer, job.directory / MODEL)
+    policy, rounding = to_serve(result.model, task)
+    challenger = export_model(policy, task.tokenizer, job.directory / MODEL)
     measured = evaluate(job, challenger, load_model(champion_directory(job)), task.progress)
     digest = weights_digest(job.directory / MODEL)
     return result, {
         "model_version": model_version_of(digest),
         "digest": digest,
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
-        "training": summary(result, task.rows),
+        "training": {**summary(result, task.rows), **({"rounding": rounding} if rounding else {})},
     }
 
 

@@ -151,8 +151,10 @@ class RunSpec(Table):
                 yield f"method {self.method} does not read [{name}] (for {', '.join(methods)}): take the table out"
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             yield f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
-        if self.engine == "native" and (self.optimizer != "adamw" or self.adapter == "qlora"):
-            yield "the native engine has adamw and no qlora: take these keys out"
+        if self.engine == "native" and self.optimizer != "adamw":
+            yield f"the native engine has adamw and no {self.optimizer}: take optimizer out"
+        if self.adapter == "qlora" and self.launch.sharding in ("fsdp2", "zero3"):
+            yield f'weights in 4 bits are not split by {self.launch.sharding}: set sharding = "zero2" or "ddp"'
 
     def _method_problems(self) -> Iterator[str]:
         if self.micro_batch_size and self.method == "ppo":
@@ -172,6 +174,11 @@ class RunSpec(Table):
     def thresholds(self) -> Thresholds:
         """The bounds that the gates use."""
         return load_thresholds(self.gates)
+
+
+def needs_bitsandbytes(spec: RunSpec) -> bool:
+    """Say whether a run uses the package of the extra `qlora`."""
+    return spec.adapter == "qlora" or spec.optimizer == "adamw_8bit"
 
 
 class Job(Table):

@@ -89,6 +89,8 @@ def run_trainer(trainer: Any, task: Task, figures: Figures, dropped: dict[str, i
         ProgramFailed: the loss is no longer a number.
     """
     result = TrainResult(trainer.model, dropped=dropped or {})
+    if task.spec.adapter == "qlora":
+        keep_in_fp32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Recorder(result, task, figures))
     trainer.add_callback(Sealer(task))
@@ -107,6 +109,13 @@ def waited(task: Task, fetch: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     """Return what `fetch` gives; its time is counted as waiting for data."""
     with task.progress.waiting():
         return fetch(*args, **kwargs)
+
+
+def keep_in_fp32(model: Any) -> None:
+    """Give what is trained fp32 again: TRL turns an adapter over 4 bits into bf16, which rounds small steps away."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def identity(task: Task) -> dict[str, Any]:

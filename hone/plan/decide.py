@@ -7,7 +7,7 @@ from typing import Any, get_args
 from hone.errors import ConfigError
 from hone.plan.cost import Cost, cost_of
 from hone.plan.facts import GB, Fact, Goal, Hardware, Labels, Lengths, Shape
-from hone.plan.fit import OWN_ENGINE, SEQUENCES, Fit, fits, gpus_needed, limit_bytes, setup_for, smallest_memory
+from hone.plan.fit import SEQUENCES, Fit, fits, gpus_needed, limit_bytes, setup_for, smallest_memory
 from hone.plan.memory import Adapter, Memory, Setup, Sharding
 from hone.plan.tables import Minimum, Rule, Tables, first
 
@@ -17,6 +17,8 @@ FALLBACKS: dict[str, tuple[Adapter, ...]] = {
     "qlora": ("qlora",),
 }
 FALLBACK_RANK = 16
+SPLIT = ("fsdp2", "zero3", "tensor_pipeline")
+"""Ways to spread that give each device a part of the weights only."""
 PREFERENCE_METHODS = ("dpo", "reward_model", "ppo", "rloo")
 
 
@@ -279,10 +281,10 @@ def find_fit(
     why: list[tuple[str, str]],
 ) -> tuple[Fit | None, list[Option], str | None]:
     """Return the first way to spread the setup that fits, all ways with their least memory, and why none fits."""
-    if setup.adapter == "qlora" and method in OWN_ENGINE:
-        return None, [], "hone's own engine has no 4-bit base: take rloo, or larger GPUs"
     limit = limit_bytes(question.hardware, tables.limits)
     rules = {rule.then["sharding"]: rule.why for rule in tables.sharding if rule.holds(facts)}
+    if setup.adapter == "qlora":  # hone's trainer does not split 4-bit weights
+        rules = {sharding: why for sharding, why in rules.items() if sharding not in SPLIT}
     options = [option_of(method, replace(setup, sharding=sharding), question, limit) for sharding in rules]
     fit = fits(question.shape, setup, method, batch, question.lengths, limit, tuple(rules))
     if fit is None:
@@ -305,9 +307,10 @@ def too_large(method: str, setup: Setup, question: Question, limit: float, looke
         f"{limit / GB:.1f} GB may be used"
     )
     if question.hardware.gpus:
-        needed = gpus_needed(question.shape, setup, method, question.lengths, limit)
+        split = replace(setup, adapter="lora") if setup.adapter == "qlora" else setup
+        needed = gpus_needed(question.shape, split, method, question.lengths, limit)
         if needed and needed > question.hardware.gpus:
-            text += f"; {needed} such GPUs would do with FSDP2"
+            text += f"; {needed} such GPUs would do with FSDP2" + (" and LoRA" if split is not setup else "")
     return text
 
 

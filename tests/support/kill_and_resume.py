@@ -41,6 +41,8 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "ppo": ({"method": "ppo", **SAMPLED, "ppo": {"minibatch_size": 2}}, 6),
     "rloo": ({"method": "rloo", **SAMPLED}, 3),
     "grpo": ({"method": "grpo", **SAMPLED}, 6),
+    "sft over 4 bits": ({"method": "sft", "adapter": "qlora"}, 6),
+    "dpo over 4 bits": ({"method": "dpo", "engine": "native", "adapter": "qlora"}, 3),
 }
 """Method -> its spec, and the checkpoint at which it is killed."""
 DEADLINE_S = 600.0

@@ -230,7 +230,8 @@ def test_noise_follows_from_how_often_two_people_agree() -> None:
     assert noise_of(40, 50) is None
 
 
-def test_ppo_is_not_planned_on_a_4_bit_base() -> None:
-    found = plan("8b", "rtx4090", 8, pairs=60_000, override=Override(stages=("ppo",), reason="the test's"))
+def test_4_bit_weights_are_not_planned_in_parts_since_the_trainer_does_not_split_them() -> None:
+    found = plan("70b", "rtx4090", 8, pairs=5000, override=Override(adapter="qlora", rank=8, reason="the test's"))
     assert not found.ok
-    assert "no 4-bit base" in found.refusals[0]
+    assert "such GPUs would do with FSDP2 and LoRA" in found.refusals[0]
+    assert {option.sharding for option in only(found).options} == {"ddp"}
