@@ -5,12 +5,13 @@ near-duplicate prompt.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
 from hone.canonical import canonical_json, sha256_hex
 from hone.near_duplicates import group, text_key
+from hone.off_policy import MAX_GENERATIONS, Action, Family, Reason
 from hone.records import TRAINABLE_LICENSES, Message
 
 SPLITS = ("train", "dev", "test")
@@ -32,6 +33,12 @@ class FreezePolicy:
     "Largest share of the training rows, 0 to 1, that one person may make up."
     near_duplicate: float = 0.75
     "Jaccard similarity of character 5-grams from which two prompts count as one."
+    off_policy: Action = "weight"
+    "What becomes of rows to train on whose answers the base would not have given; held-out ones are marked only."
+    off_policy_weight: float = 0.5
+    "Factor of their weight."
+    max_generations: int = MAX_GENERATIONS
+    "Models before the base whose answers count as its own."
 
     @property
     def hash(self) -> str:
@@ -67,6 +74,9 @@ class Candidate:
     event_ids: tuple[UUID, ...] = ()
     licenses: frozenset[str] = frozenset()
     eval_only: bool = False
+    answered_by: frozenset[str] = frozenset()
+    "Model versions that wrote the answers; a person's correction is nobody's."
+    off_policy: Reason | None = None
     is_shadow: bool = False
     is_whole: bool = True
     "Every answer ended by itself. One that was cut off has no end token, and is never given one."
@@ -137,6 +147,7 @@ def freeze(
     watermark: int | None = None,
     erased: frozenset[UUID] = frozenset(),
     history: Mapping[str, str] | None = None,
+    family: Family | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Frozen:
     """Return the dataset of the candidates: filtered, split, capped, in the order of their hashes.
@@ -144,11 +155,13 @@ def freeze(
     Args:
         erased: people whose rows are refused for ever.
         history: prompt key -> the split it had in an earlier dataset; it never changes sides.
+        family: the base that will be trained, and whose child each model is; None: no row is marked off-policy.
         extra: further facts for the manifest.
     """
     counts: dict[str, dict[str, int]] = {}
     kept = filtered(list(candidates), erased, counts)
     rows = split_rows(kept, policy, history or {}, counts)
+    rows = judge_answers(rows, policy, family, counts)
     rows, cap = cap_users(rows, policy, counts)
     rows.sort(key=lambda row: (SPLITS.index(row.split), row.row_id))
     manifest = {
@@ -161,6 +174,10 @@ def freeze(
         "split_salt": SPLIT_SALT,
         "filters": counts,
         "user_cap": cap,
+        "off_policy": {
+            "base": family.base if family else None,
+            **tally(f"{row.candidate.off_policy}" for row in rows if row.candidate.off_policy),
+        },
         "num_users": len({row.candidate.user_id for row in rows if row.candidate.user_id}),
         "licenses": tally(license for row in rows for license in row.candidate.licenses or {"none"}),
         "rows": [manifest_row(row) for row in rows],
@@ -242,6 +259,27 @@ def group_splits(
     return {number: max(before.get(number, {split}), key=SPLITS.index) for number, (_, split) in owners.items()}
 
 
+def judge_answers(
+    rows: list[FrozenRow], policy: FreezePolicy, family: Family | None, counts: dict[str, dict[str, int]]
+) -> list[FrozenRow]:
+    """Return the rows with those marked whose answers the base would not have given; the policy weighs or drops them.
+
+    Held-out rows are marked only: they say what people prefer, whoever answered.
+    """
+    kept = []
+    for row in rows:
+        reason = family.reason(row.candidate.answered_by, policy.max_generations) if family else None
+        if reason is None:
+            kept.append(row)
+        elif row.split != "train" or policy.off_policy != "exclude":
+            is_weighed = row.split == "train" and policy.off_policy == "weight"
+            weight = row.candidate.weight * (policy.off_policy_weight if is_weighed else 1.0)
+            marked = replace(row.candidate, off_policy=reason, weight=weight)
+            kept.append(frozen_row(marked, row.split, row.prompt_key))
+    counts["off_policy"] = {"in": len(rows), "out": len(kept)}
+    return kept
+
+
 def user_split(user_id: UUID, policy: FreezePolicy) -> str:
     """Return the split in which this person is, for ever."""
     return split_of(str(user_id), policy)
@@ -272,7 +310,7 @@ def row_body(candidate: Candidate) -> dict[str, Any]:
         **{name: text_or_none(getattr(candidate, name)) for name in ("user_id", "turn_id", *ids)},
         "origin": candidate.origin,
     }
-    optional = {"label": candidate.label, "objective": candidate.objective}
+    optional = {"label": candidate.label, "objective": candidate.objective, "off_policy": candidate.off_policy}
     return body | {key: value for key, value in optional.items() if value is not None}
 
 
@@ -287,6 +325,7 @@ def manifest_row(row: FrozenRow) -> dict[str, Any]:
         "source": candidate.source,
         "weight": candidate.weight,
         "label": candidate.label,
+        "off_policy": candidate.off_policy,
         **{name: text_or_none(getattr(candidate, name)) for name in ids},
         "origin": candidate.origin,
     }

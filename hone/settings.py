@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from hone.errors import ConfigError
+from hone.off_policy import MAX_GENERATIONS, Action
 
 CONFIG_VARIABLE = "HONE_CONFIG"
 OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "HONE_REQUIRE"})
@@ -69,6 +70,12 @@ class Trigger(Section):
     max_user_pairs: int = Field(200, ge=1)
     test_share: float = Field(0.2, gt=0, lt=1)
     dev_share: float = Field(0.1, gt=0, lt=1)
+    off_policy: Action = "weight"
+    "What becomes of training rows whose answers are of another base, or older than `max_generations`."
+    off_policy_weight: float = Field(0.5, gt=0, le=1)
+    "Factor of their weight, with `off_policy` `weight`."
+    max_generations: int = Field(MAX_GENERATIONS, ge=0)
+    "Models before the one that is trained whose answers count as its own."
 
 
 class Training(Section):

@@ -63,6 +63,7 @@ def card(facts: Mapping[str, Any]) -> str:
         "trained": trained,
         "dataset": facts["dataset"]["id"] or "rows of the run's directory",
         "rows": f"{training['num_rows']:,} ({sum(training['dropped'].values())} dropped)",
+        "off-policy": off_policy(training.get("off_policy", {})),
         "mixed in": replayed(training.get("replay", {})),
         "steps": f"{training['num_steps']:,} of {spec['batch_size']} at learning rate {spec['learning_rate']:g}",
         "weights": facts["weights_digest"] or "see the files' hashes",
@@ -76,6 +77,12 @@ def card(facts: Mapping[str, Any]) -> str:
     lines += ["Trained on people's feedback of one application; judged on its held-out prompts and nothing else."]
     lines += [f"Hashes of data, spec and weights: `{CERTIFICATE}`.", ""]
     return "\n".join(lines)
+
+
+def off_policy(counts: Mapping[str, int]) -> str:
+    """Return how many rows have answers that the base would not have given."""
+    names = {"other_base": "answered by another base", "old_generation": "answered many generations ago"}
+    return ", ".join(f"{number:,} rows {names[reason]}" for reason, number in counts.items()) or "no row"
 
 
 def replayed(replay: Mapping[str, Any]) -> str:

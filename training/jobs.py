@@ -167,6 +167,9 @@ def freeze_policy(settings: Settings) -> FreezePolicy:
         test_share=trigger.test_share,
         max_user_pairs=trigger.max_user_pairs,
         max_user_share=trigger.max_user_share,
+        off_policy=trigger.off_policy,
+        off_policy_weight=trigger.off_policy_weight,
+        max_generations=trigger.max_generations,
     )
 
 

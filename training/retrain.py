@@ -34,7 +34,7 @@ from hone.store.rollouts import create_rollout
 from hone.store.runs import fail_run, finish_run, get_run, start_run
 from hone.store.tables import RetrainRequestRow, RolloutRow, TrainingRunRow
 from training.choose import AUTO, choose
-from training.jobs import freeze_policy, make_job, spec_of
+from training.jobs import find_base, freeze_policy, make_job, spec_of
 from training.spec import KINDS, Job, Method, load_job, merged
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,11 @@ def freeze(settings: Settings, request_id: str) -> str:
         if request.dataset_id is None:
             settle_method(session, request)
             kind, policy = KINDS[method_of(request)][0], freeze_policy(settings)
-            request.dataset_id = freeze_feedback(session, kind=kind, watermark=request.watermark, policy=policy)
+            named = request.spec.get("base")
+            base = find_base(session, named)[0] if named else None
+            request.dataset_id = freeze_feedback(
+                session, kind=kind, watermark=request.watermark, policy=policy, base=base
+            )
         return request.dataset_id
 
 

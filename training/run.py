@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from hone.datasets import tally
 from hone.errors import NotEnoughData
 from hone.weights import model_version_of, weights_digest
 from training.birth import write_birth
@@ -145,6 +146,7 @@ def summary(result: TrainResult, rows: list[Row]) -> dict[str, Any]:
     return {
         "num_rows": len(rows),
         "dropped": result.dropped,
+        "off_policy": tally(row["off_policy"] for row in rows if row.get("off_policy")),
         "characters": mean_lengths(rows),
         "num_steps": len(result.history),
         "first_step": result.history[0],

@@ -112,9 +112,10 @@ def is_told(options: dict[str, Any]) -> bool:
 
 def stored_facts(*, needs_model: bool) -> dict[str, Any]:
     """Return labels, mean lengths and the stable model's directory. Raises HoneError where no database answers."""
-    with transaction(current_settings()) as session:
+    settings = current_settings()
+    with transaction(settings) as session:
         return {
-            "labels": count_labels(session),
+            "labels": count_labels(session, settings.trigger.max_generations),
             "lengths": mean_tokens(session),
             "model": stable_model(session).directory if needs_model else None,
         }

@@ -120,7 +120,7 @@ def make_plan(question: Question, tables: Tables) -> Plan:
     road = first(tables.road, facts)
     stages = question.override.stages or (tuple(road.then["stages"]) if road else ())
     refusals = data_refusals(question.labels, stages, tables)
-    planned, warnings = [], []
+    planned, warnings = [], off_policy_notes(question.labels)
     for method in stages:
         stage, problems, notes = plan_stage(method, question, tables, facts | {"stage": method})
         planned.append(stage)
@@ -147,6 +147,16 @@ def data_refusals(labels: Labels, stages: tuple[str, ...], tables: Tables) -> li
             f"{labels.thumbs_down}: wait for more"
         )
     return found
+
+
+def off_policy_notes(labels: Labels) -> list[str]:
+    """Return what to know of labels whose answers are of another base, or of long ago."""
+    if not labels.off_policy:
+        return []
+    return [
+        f"{labels.off_policy} of {labels.total} labels are off-policy: their answers are of another base than the "
+        "stable model's, or many generations old; trigger.off_policy says how much they count"
+    ]
 
 
 def budget_refusals(question: Question, stages: list[Stage]) -> list[str]:

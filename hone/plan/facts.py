@@ -33,6 +33,8 @@ class Labels(Frozen):
     thumbs_down: int = Field(0, ge=0)
     demonstrations: int = Field(0, ge=0)
     "Questions with a good answer, such as imported instructions."
+    off_policy: int = Field(0, ge=0)
+    "Pairs and lone thumbs on answers that the stable model would not have given."
     noise: float | None = Field(None, ge=0, le=1)
     "Measured share of flipped labels; None: not measured."
 

@@ -88,7 +88,10 @@ def prompt_candidates(session: Session, watermark: int | None) -> list[Candidate
     first = {response.turn_id: response for response in session.scalars(statement)}
     return [
         Candidate(
-            **{**answer_facts(response), "is_whole": True}, kind="prompts", source="prompt", user_id=response.user_id
+            **{**answer_facts(response), "is_whole": True, "answered_by": frozenset()},
+            kind="prompts",
+            source="prompt",
+            user_id=response.user_id,
         )
         for response in first.values()
     ]
@@ -106,6 +109,7 @@ def answer_facts(response: ResponseRow) -> dict[str, Any]:
         "prompt": messages_of(response.messages),
         "turn_id": response.turn_id,
         "response_id": response.response_id,
+        "answered_by": frozenset([response.model_version]),
         "licenses": frozenset([response.license] if response.license is not None else []),
         "eval_only": response.eval_only,
         "is_shadow": response.track == Track.SHADOW,
@@ -154,6 +158,7 @@ def candidate_of(
         rejected_id=pair.rejected_id,
         body_event_id=pair.body_event_id,
         event_ids=tuple(sorted(event_ids)),
+        answered_by=frozenset(a.model_version for a in (answers if pair.body_event_id is None else (rejected,))),
         licenses=frozenset(answer.license for answer in answers if answer.license is not None),
         eval_only=any(answer.eval_only for answer in answers),
         is_shadow=any(answer.track == Track.SHADOW for answer in answers),
@@ -217,6 +222,7 @@ def rebuilt_candidate(
         weight=entry["weight"],
         source=entry["source"],
         label=entry.get("label"),
+        off_policy=entry.get("off_policy"),
         **texts,
         **ids,
     )

@@ -13,14 +13,20 @@ from hone.datasets import SPLITS, Candidate, FreezePolicy, Frozen, FrozenRow, Ki
 from hone.errors import Conflict, NotEnoughData
 from hone.imports import Options, read_file
 from hone.store.candidates import candidates_of, rebuilt_candidates
+from hone.store.models import family_of
 from hone.store.tables import DatasetItemRow, DatasetRow, ErasureRow
 
 FEEDBACK = "feedback"
 MAX_ROWS_PER_INSERT = 2000
 
 
-def freeze_feedback(session: Session, *, kind: Kind = "pairs", watermark: int | None, policy: FreezePolicy) -> str:
+def freeze_feedback(
+    session: Session, *, kind: Kind = "pairs", watermark: int | None, policy: FreezePolicy, base: str | None = None
+) -> str:
     """Store the dataset of what people said up to revision `watermark` (None: all) and return its id; idempotent.
+
+    Args:
+        base: the version that will be trained, for which answers are on- or off-policy; None: the stable one.
 
     Raises:
         NotEnoughData: no row is left for training; names what was left out, and why.
@@ -32,6 +38,7 @@ def freeze_feedback(session: Session, *, kind: Kind = "pairs", watermark: int | 
         watermark=watermark,
         erased=frozenset(session.scalars(select(ErasureRow.user_id))),
         history=split_history(session, source=FEEDBACK),
+        family=family_of(session, base),
     )
     return store_dataset(session, frozen, policy)
 

@@ -3,9 +3,11 @@
 from math import sqrt
 from typing import Any
 
-from sqlalchemy import Text, cast, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Text, case, cast, func, select
+from sqlalchemy.orm import Session, aliased
 
+from hone.off_policy import MAX_GENERATIONS
+from hone.store.models import family_of
 from hone.store.tables import PreferencePairRow, ResponseRow, UnaryLabelRow
 
 CHARACTERS_PER_TOKEN = 4
@@ -14,8 +16,12 @@ MIN_COMPARISONS = 100
 """Pairs of people who judged the same answer, below which the noise counts as not measured."""
 
 
-def count_labels(session: Session) -> dict[str, Any]:
-    """Return pairs, edits, lone thumbs and the measured noise of all that is active, as the planner names them."""
+def count_labels(session: Session, max_generations: int = MAX_GENERATIONS) -> dict[str, Any]:
+    """Return pairs, edits, lone thumbs and the measured noise of all that is active, as the planner names them.
+
+    Args:
+        max_generations: models before the stable one whose answers count as its own.
+    """
     pair, label = PreferencePairRow, UnaryLabelRow
     sources: dict[str, int] = {
         source: number
@@ -32,7 +38,26 @@ def count_labels(session: Session) -> dict[str, Any]:
         "thumbs_up": thumbs.get(True, 0),
         "thumbs_down": thumbs.get(False, 0),
         "noise": label_noise(session),
+        "off_policy": count_off_policy(session, max_generations),
     }
+
+
+def count_off_policy(session: Session, max_generations: int) -> int:
+    """Return how many active pairs and labels are about answers that the stable model would not have given."""
+    family = family_of(session)
+    if family is None:
+        return 0
+    pair, label, chosen, rejected = PreferencePairRow, UnaryLabelRow, aliased(ResponseRow), aliased(ResponseRow)
+    shown = case((pair.body_event_id.is_(None), chosen.model_version), else_=rejected.model_version)
+    pairs = select(shown, rejected.model_version, func.count()).select_from(pair).where(pair.active)
+    pairs = pairs.join(chosen, chosen.response_id == pair.chosen_id)
+    pairs = pairs.join(rejected, rejected.response_id == pair.rejected_id).group_by(shown, rejected.model_version)
+    paired = select(pair.turn_id).where(pair.active)
+    lone = select(ResponseRow.model_version, ResponseRow.model_version, func.count())
+    lone = lone.join(label, label.response_id == ResponseRow.response_id).group_by(ResponseRow.model_version)
+    lone = lone.where(label.active, label.turn_id.not_in(paired))
+    rows = [*session.execute(pairs), *session.execute(lone)]
+    return sum(number for one, other, number in rows if family.reason(frozenset([one, other]), max_generations))
 
 
 def label_noise(session: Session) -> float | None:

@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from hone.errors import Conflict, NotEnoughData
+from hone.off_policy import Family
 from hone.store.audit import append_audit
 from hone.store.tables import EvaluationRow, ModelAliasRow, ModelVersionRow
 from hone.weights import model_version_of, weights_digest
@@ -120,6 +121,16 @@ def stable_model(session: Session) -> ModelVersionRow:
     if alias is None:
         raise NotEnoughData("no model is stable yet: add one with `hone models add DIR --stable`")
     return get_model(session, alias.model_version)
+
+
+def family_of(session: Session, base: str | None = None) -> Family | None:
+    """Return the base (default: the stable version) and every version's parent; None: nothing is stable."""
+    alias = get_alias(session, STABLE) if base is None else None
+    version = base or (alias.model_version if alias else None)
+    if version is None:
+        return None
+    rows = session.execute(select(ModelVersionRow.model_version, ModelVersionRow.parent))
+    return Family(version, {row.model_version: row.parent for row in rows})
 
 
 def set_alias(session: Session, alias: str, model_version: str, *, expected_generation: int | None) -> int:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.datasets import FreezePolicy, Kind
@@ -18,6 +18,8 @@ from hone.store.datasets import (
     write_dataset,
 )
 from hone.store.imports import import_file
+from hone.store.label_counts import count_labels
+from hone.store.models import register_model, set_alias
 from hone.store.tables import DatasetItemRow, ErasureRow, PreferencePairRow, ResponseRow, UnaryLabelRow
 from tests.support.pairs import NOW, add_edit, add_label, add_pair
 from tests.support.training import person, question, row, write_rows
@@ -232,3 +234,35 @@ def test_a_bad_line_is_named(sessions: Sessions, tmp_path: Path, line: str) -> N
 def test_the_name_of_peoples_own_pairs_cannot_be_taken(sessions: Sessions, tmp_path: Path) -> None:
     with sessions() as session, pytest.raises(Conflict, match="is taken"):
         import_file(session, imported(tmp_path / "pairs.jsonl", range(3)), "feedback")
+
+
+def test_a_change_of_the_base_marks_the_old_ones_pairs_and_deletes_none(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        old = register_model(session, digest="1" * 64, directory=Path("/old"), status="imported")
+        child = register_model(session, digest="2" * 64, directory=Path("/child"), parent=old)
+        new = register_model(session, digest="3" * 64, directory=Path("/new"), status="imported")
+        set_alias(session, "stable", child, expected_generation=None)
+        for turn in range(30):
+            add_pair(session, turn, answer={"model_version": old if turn % 2 else child})
+        for turn in range(31, 34):
+            add_edit(session, turn, f"Corrected {turn}: an answer of a model that nobody registered.")
+        before = freeze(session)
+        assert get_dataset(session, before).manifest["off_policy"] == {"base": child, "other_base": 3}
+        strict = FreezePolicy(max_user_share=1.0, max_generations=0)
+        strict_id = freeze_feedback(session, watermark=None, policy=strict)
+        assert get_dataset(session, strict_id).manifest["off_policy"]["old_generation"] == 15
+        assert count_labels(session)["off_policy"] == 3
+    with sessions.begin() as session:
+        set_alias(session, "stable", new, expected_generation=1)
+        after = freeze(session)
+        assert get_dataset(session, after).manifest["off_policy"] == {"base": new, "other_base": 33}
+        assert freeze_feedback(session, watermark=None, policy=OPEN, base=child) == before, (
+            "a request may name its base"
+        )
+        rows = [json.loads(body) for body in read_bodies(session, after, "train")]
+        assert {row["weight"] for row in rows} <= {0.4, 0.5}, "0.8 and 1, halved"
+        assert rebuild(session, after) == all_bodies(session, after)
+        assert session.scalar(select(func.count()).select_from(PreferencePairRow).where(PreferencePairRow.active)) == 33
+        assert count_labels(session)["off_policy"] == 33
+        demonstrations = freeze_feedback(session, kind="demonstrations", watermark=None, policy=OPEN)
+        assert get_dataset(session, demonstrations).manifest["off_policy"] == {"base": new}

@@ -43,7 +43,7 @@ def test_pairs_edits_and_lone_thumbs_are_counted_once(sessions: Sessions) -> Non
         add_label(session, 21, 92, False)
         add_label(session, 22, 93, False, active=False)
         session.flush()
-        expected = {"pairs": 6, "edits": 1, "thumbs_up": 1, "thumbs_down": 1, "noise": None}
+        expected = {"pairs": 6, "edits": 1, "thumbs_up": 1, "thumbs_down": 1, "noise": None, "off_policy": 0}
         assert count_labels(session) == expected
 
 

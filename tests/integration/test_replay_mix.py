@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.datasets import FreezePolicy
@@ -12,8 +13,9 @@ from hone.errors import ConfigError
 from hone.settings import Settings
 from hone.store.datasets import freeze_feedback, get_dataset
 from hone.store.imports import import_file
-from hone.store.models import get_alias, import_model, register_model, set_alias
+from hone.store.models import get_alias, import_model, register_model, set_alias, stable_model
 from hone.store.requests import open_request
+from hone.store.tables import ResponseRow
 from hone.weights import weights_digest
 from tests.support.pairs import add_pair
 from tests.support.tiny_model import make_tiny_model
@@ -171,6 +173,21 @@ def test_instructions_that_a_method_cannot_learn_from_are_left_out_and_said(
     import_general(sessions, tmp_path)
     facts = job_of(sessions, settings, method="dpo", **fields).replay["general"]
     assert (facts["num"], why in facts["why"]) == (0, True)
+
+
+def test_a_request_that_names_another_base_marks_the_pairs_for_it(sessions: Sessions, settings: Settings) -> None:
+    other = make_tiny_model(settings.var_dir.parent / "other", seed=3)
+    with sessions.begin() as session:
+        session.execute(update(ResponseRow).values(model_version=str(stable_model(session).model_version)))
+        open_request(session, crossing="a", reason="test", method="dpo", spec={**QUICK, "base": str(other)})
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    with sessions.begin() as session:
+        dataset = get_dataset(session, retrain.freeze(settings, request_id))
+        job, _ = retrain.prepare(session, settings, retrain.get_request(session, request_id))
+        assert dataset.manifest["off_policy"] == {"base": job.base_version, "other_base": 80}
+        on_policy = get_dataset(session, freeze_feedback(session, watermark=None, policy=OPEN))
+        assert on_policy.manifest["off_policy"] == {"base": stable_model(session).model_version}
 
 
 def test_a_general_set_that_is_not_there_is_an_error(sessions: Sessions, settings: Settings) -> None:

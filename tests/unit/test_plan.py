@@ -235,3 +235,9 @@ def test_4_bit_weights_are_not_planned_in_parts_since_the_trainer_does_not_split
     assert not found.ok
     assert "such GPUs would do with FSDP2 and LoRA" in found.refusals[0]
     assert {option.sharding for option in only(found).options} == {"ddp"}
+    assert "no 4-bit base" in found.refusals[0]
+
+
+def test_labels_on_others_answers_are_a_warning() -> None:
+    assert any("40 of 100 labels are off-policy" in text for text in plan(pairs=100, off_policy=40).warnings)
+    assert not any("off-policy" in text for text in plan(pairs=100).warnings)
