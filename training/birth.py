@@ -12,6 +12,7 @@ from typing import Any
 
 from hone import gates
 from hone.canonical import sha256_file
+from hone.weights import read_base
 from training.spec import Job
 
 CERTIFICATE, CARD, CURVES = "birth_certificate.json", "MODEL_CARD.md", "curves.png"
@@ -31,6 +32,7 @@ def certificate(job: Job, report: Mapping[str, Any]) -> dict[str, Any]:
         "base": {"version": job.base_version, "directory": str(job.base_directory)},
         "dataset": {"id": job.spec.dataset, "files": hashes(job.directory / "data", "*.jsonl")},
         "spec": job.spec.model_dump(mode="json"),
+        "adapter_on": base.model_version if (base := read_base(job.directory / "model")) else None,
         "training": report["training"],
         "gates": [{"gate": r.gate, "verdict": r.verdict.value, "reason": r.reason} for r in results],
         "files": hashes(job.directory / "model", "**/*"),
@@ -55,7 +57,8 @@ def version_of(package: str) -> str | None:
 def card(facts: Mapping[str, Any]) -> str:
     """Return the model card, in Markdown, of a certificate."""
     spec, training = facts["spec"], facts["training"]
-    trained = "all weights" if spec["adapter"] == "full" else f"{spec['adapter']}, rank {spec['lora']['rank']}, merged"
+    trained = "all weights" if spec["adapter"] == "full" else f"{spec['adapter']}, rank {spec['lora']['rank']}, "
+    trained += "" if spec["adapter"] == "full" else f"on {facts['adapter_on']}" if facts["adapter_on"] else "merged"
     rows = {
         "made by run": facts["run_id"],
         "base": facts["base"]["version"],

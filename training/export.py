@@ -1,4 +1,4 @@
-"""Makes a servable model of a trained policy: adapter merged, safetensors, reloaded and tried before it counts."""
+"""Makes a servable model of a trained policy: adapter merged (or kept), safetensors, reloaded and tried."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hone.errors import ProgramFailed
+from hone.weights import AdapterBase, weights_digest
 from training.checkpoint import publish
 from training.pairs import ids_of
 from training.policy import load_model
@@ -15,8 +16,12 @@ from training.policy import load_model
 MERGE_TOLERANCE = 1e-3
 
 
-def export_model(policy: Any, tokenizer: Any, target: Path) -> tuple[Any, Any]:
+def export_model(policy: Any, tokenizer: Any, target: Path, *, base: Path | None = None) -> tuple[Any, Any]:
     """Write the merged policy to `target`, which appears complete or not at all; return it as reloaded from there.
+
+    Args:
+        base: the directory of the weights under the policy's adapter: the adapter alone is then written, beside what
+            names them.
 
     Raises:
         ProgramFailed: the reloaded model computes something else than the policy, or cannot answer.
@@ -26,8 +31,12 @@ def export_model(policy: Any, tokenizer: Any, target: Path) -> tuple[Any, Any]:
         expected = policy(input_ids=probe).logits
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
-    merged = policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
-    merged.save_pretrained(scratch)
+    if base is not None:
+        policy.save_pretrained(scratch)
+        AdapterBase(weights_digest(base), base.absolute()).write(scratch)
+    else:
+        merged = policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
+        merged.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     model, tokenizer = load_model(scratch)
     check_export(model, probe, expected)

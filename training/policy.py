@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hone.errors import ConfigError
+from hone.weights import checked_base
 from training.lm_head import head_logps
 from training.pairs import TokenPair
 from training.shared_prompt import attention_mask, lay_out
@@ -26,12 +28,19 @@ GPU_BLOCK = 128
 def load_model(directory: Path) -> tuple[Any, Any]:
     """Return the model (fp32, evaluation mode, on the GPU if there is one) and the tokenizer of a local directory.
 
+    An adapter is merged, in memory, into the base that it names.
+
     Raises:
-        ConfigError: it cannot be loaded.
+        ConfigError: it cannot be loaded, or the base is not the one that the adapter was trained on.
     """
+    base = checked_base(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            base.directory if base else directory, local_files_only=True, dtype=torch.float32
+        )
+        if base:
+            model = PeftModel.from_pretrained(model, directory).merge_and_unload()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{directory} is no loadable transformers model: {error}") from None
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

@@ -18,6 +18,7 @@ from hone.datasets import prompt_text
 from hone.errors import ConfigError
 from hone.near_duplicates import overlapping
 from hone.records import Message
+from hone.weights import checked_base
 from training.checkpoint import publish
 from training.completions import answers_of, encode_answers, labels_of
 from training.pairs import Row, check_tokenizer, encode_pairs, read_rows
@@ -78,7 +79,8 @@ def load_weights(base: str | Path) -> Any:
 
 def merged(directory: Path) -> Any:
     """Return the model that an adapter's directory names, with the adapter merged into it, in fp32."""
-    under = json.loads((directory / ADAPTER).read_text())["base_model_name_or_path"]
+    base = checked_base(directory)
+    under = base.directory if base else json.loads((directory / ADAPTER).read_text())["base_model_name_or_path"]
     logger.warning("%s is an adapter of %s: it is merged first", directory, under)
     return PeftModel.from_pretrained(load_weights(under), directory).merge_and_unload()
 

@@ -116,7 +116,8 @@ def train_policy(task: Task, job: Job) -> tuple[TrainResult, dict[str, Any]]:
     """Train a policy, export it, and return what it can do beside its base."""
     result = fit(task)
     policy, rounding = to_serve(result.model, task)
-    challenger = export_model(policy, task.tokenizer, job.directory / MODEL)
+    base = job.base_directory if job.spec.export == "adapter" else None
+    challenger = export_model(policy, task.tokenizer, job.directory / MODEL, base=base)
     measured = evaluate(job, challenger, load_model(champion_directory(job)), task.progress)
     digest = weights_digest(job.directory / MODEL)
     return result, {

@@ -89,6 +89,8 @@ class RunSpec(Table):
     tokenizer: Literal["as_served", "any"] = "as_served"
     "`any` lets a base read and write other tokens than the model that serves now."
     adapter: Literal["lora", "qlora", "full"] = "lora"
+    export: Literal["merged", "adapter"] = "merged"
+    "What is served: whole weights, or the adapter and the name of the base that it lies on."
     precision: Literal["fp32", "bf16"] = "fp32"
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
     weight_decay: float = Field(0.0, ge=0)
@@ -149,6 +151,8 @@ class RunSpec(Table):
         for name, methods in TABLES.items():
             if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
                 yield f"method {self.method} does not read [{name}] (for {', '.join(methods)}): take the table out"
+        if self.export == "adapter" and (self.adapter == "full" or self.method == "reward_model"):
+            yield 'export = "adapter" needs a policy that was trained as one: adapter = "lora" or "qlora"'
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             yield f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
         if self.engine == "native" and self.optimizer != "adamw":

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hone.errors import ConfigError
-from hone.weights import weights_digest
+from hone.weights import checked_base, weights_digest
 from serving.runtime.generation import left_pad
 
 DEFAULT_MAX_TOKENS = 256
@@ -93,16 +93,21 @@ class LoadedModel:
 def load_model(version: str, directory: Path) -> LoadedModel:
     """Load a directory, on the GPU where there is one. Nothing is fetched from a network.
 
+    An adapter is merged, in memory, into the base that it names.
+
     Raises:
-        ConfigError: it is not a transformers directory with safetensors weights and a chat template.
+        ConfigError: it is not a transformers directory with safetensors weights and a chat template, or an adapter's
+            base is not the one that it was trained on.
     """
     try:
-        digest = weights_digest(directory)
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        digest, base = weights_digest(directory), checked_base(directory)
+        whole = base.directory if base else directory
+        config = AutoConfig.from_pretrained(whole, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         is_reward = any("SequenceClassification" in name for name in config.architectures or ())
         factory = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
-        model = factory.from_pretrained(directory, local_files_only=True).eval()
+        model = factory.from_pretrained(whole, local_files_only=True)
+        model = (with_adapter(model, directory) if base else model).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {version}: {directory} cannot be loaded ({error}): export it again") from error
     if not tokenizer.chat_template:
@@ -112,6 +117,13 @@ def load_model(version: str, directory: Path) -> LoadedModel:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     context = getattr(config, "max_position_embeddings", None) or 2048
     return LoadedModel(version, directory, digest, model, tokenizer, is_reward, ends, pad, context)
+
+
+def with_adapter(model: Any, directory: Path) -> Any:
+    """Return the model with an adapter merged into it."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, directory).merge_and_unload()
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
