@@ -5,7 +5,6 @@ excluded; every figure is the median of several rounds, and a round runs all loo
 """
 
 import argparse
-import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from benchmarks.ingest_growth import Growth, measure
 from benchmarks.ingest_world import SHORT_BOTH, SHORT_FEEDBACK, Cost, Messages, World, describe, produce, world
 from benchmarks.result import Target, report, say
 from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC
+from ingest.consumer import spare_collector
 
 SEED = 1
 SMALL = 1_000
@@ -52,8 +52,7 @@ def run_rounds(servers: World, messages: Messages, num_short: int, rounds: int) 
     """Run every loop in every round."""
     found: dict[str, list[Cost]] = {}
     chosen = loops_of(servers, messages, num_short)
-    gc.collect()
-    gc.freeze()  # the messages that this process holds are no part of any loop
+    spare_collector()  # for all loops alike; the messages that this process holds are no part of any
     for number in range(rounds):
         for name, loop in chosen.items():
             with servers.database() as sessions:

@@ -121,6 +121,7 @@ def events(metrics_host: str, metrics_port: int, crash_at: str | None) -> None:
             decode=book.decode if book.topics else decode_native,
             crash=killer(crash_at),
         )
+        consumer.spare_collector()
         consumer.run(program, stop)
     finally:
         source.close()
@@ -192,6 +193,7 @@ def backfill(
     sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-backfill"))
     run = Backfill(settings, sessions, open_book(settings), stop, click.echo)
     logging.getLogger("ingest").setLevel(logging.WARNING)
+    consumer.spare_collector()
     if dry_run:
         return run.rehearsal(files, stream)
     if topic:

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -97,26 +98,34 @@ def sort_messages(
 
     `runs` are those that the batch before ended with.
     """
-    batch, good = Batch(runs=dict(runs or {})), []
-    ends = {partition: claim.next_offset for partition, claim in claims.items()}
-    firsts: dict[Partition, int] = {}
+    batch = Batch(runs=dict(runs or {}))
+    # Neighbours are mostly of one partition: what is looked up for each costs as much as a tenth of decoding.
+    for partition, neighbours in groupby(messages, attrgetter("partition")):
+        if partition in claims:
+            sort_neighbours(batch, partition, claims[partition], neighbours, decode)
+    return batch
+
+
+def sort_neighbours(
+    batch: Batch, partition: Partition, claim: Claim, messages: Iterable[RawMessage], decode: Decode
+) -> None:
+    """Add messages of one partition to the batch."""
+    _, first, expected = batch.steps.get(partition) or Step(claim.epoch, -1, claim.next_offset)
     for message in messages:
-        partition, offset = message.partition, message.offset
-        expected = ends.get(partition)
-        if expected is None or offset < expected:
+        if message.offset < expected:
             continue
-        firsts.setdefault(partition, offset)
-        ends[partition] = offset + 1
+        if first < 0:
+            first = message.offset
+        expected = message.offset + 1
         try:
             for record in decode(message):
-                good.append(Decoded(message, record))
+                batch.good.append(Decoded(message, record))
             if batch.runs:
                 batch.runs.pop(partition, None)
         except InvalidEvent as error:
             batch.refuse(message, error)
-    batch.good = good
-    batch.steps = {p: Step(claims[p].epoch, first, ends[p]) for p, first in firsts.items()}
-    return batch
+    if first >= 0:
+        batch.steps[partition] = Step(claim.epoch, first, expected)
 
 
 def store_batch(
