@@ -76,6 +76,8 @@ def card(facts: Mapping[str, Any]) -> str:
     lines += ["", "## Gates", "", *gate_lines(facts["gates"])]
     fired = ", ".join(f"{rule} at step {step}" for rule, step in training["fired"].items())
     lines += ["", "## Training", "", f"![curves]({CURVES})", "", f"Stop rules that fired: {fired or 'none'}.", ""]
+    if training.get("best_step"):
+        lines += [f"Held-out rows chose the checkpoint of step {training['best_step']}.", ""]
     lines += ["## Limits", ""]
     lines += ["Trained on people's feedback of one application; judged on its held-out prompts and nothing else."]
     lines += [f"Hashes of data, spec and weights: `{CERTIFICATE}`.", ""]
@@ -115,7 +117,8 @@ def write_birth(job: Job, report: Mapping[str, Any], history: Sequence[Mapping[s
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write a picture with one panel for each figure of the steps; nothing for a run without steps."""
-    names = [name for name in (history[0] if history else {}) if len({step.get(name) for step in history}) > 1]
+    every = dict.fromkeys(name for step in history for name in step)
+    names = [name for name in every if len({step[name] for step in history if name in step}) > 1]
     if not names:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -18,6 +18,7 @@ from torch import Tensor
 from hone.errors import ConfigError, ProgramFailed
 from training import checkpoint
 from training.adapter import trainable
+from training.best import Best
 from training.checkpoint import Checkpoint
 from training.fast_lora import fast_lora
 from training.losses import Gains, pair_losses
@@ -45,11 +46,13 @@ def train_dpo(
     run_id: str,
     progress: Progress,
     *,
+    dev: Sequence[TokenPair] = (),
     cache: Path | None = None,
 ) -> TrainResult:
     """Train `model`, or a fresh adapter on it, going on from the newest whole checkpoint of this run.
 
     Args:
+        dev: held-out pairs; with `stop.patience` their loss decides when to stop and which checkpoint is taken.
         cache: a folder where reference values are looked up and kept; None: they are computed.
 
     Raises:
@@ -63,25 +66,31 @@ def train_dpo(
     plan = plan_batches([pair.length for pair in pairs], spec)
     wanted = {index for batch in plan for index in batch}
     reference = reference_logps(model, pairs, wanted, pad, progress, shared=shared, cache=cache)
+    held_out = list(dev) if spec.stop.patience is not None else []
+    watched = reference_logps(model, held_out, set(range(len(held_out))), pad, progress, shared=shared, cache=cache)
     run = Run(trainable(model, spec), spec, run_id, checkpoints, shared=shared)
+    run.watch([(pair, watched[index]) for index, pair in enumerate(held_out)])
     run.resume()
     progress.stage("train")
     with fast_lora(run.model):
         train_all(run, [[(pairs[index], reference[index]) for index in batch] for batch in plan], pad, progress)
-    return TrainResult(restore(run.model), run.history, fired(run.history, spec.stop))
+    best = run.take_best()
+    return TrainResult(restore(run.model), run.history, fired(run.history, spec.stop), best)
 
 
 def train_all(run: "Run", plan: Sequence[Sequence["Compared"]], pad: int, progress: Progress) -> None:
-    """Take the steps that are left, with a checkpoint now and then and at the end; a stop rule may end them."""
-    while run.step < len(plan):
+    """Take the steps that are left, with a checkpoint now and then and at the end; stop rules and dev may end them."""
+    is_over = run.is_stopped or run.best.is_over
+    while run.step < len(plan) and not is_over:
         batch = plan[run.step]
         run.train_step(batch, len(plan), pad)
         progress.record(run.step, len(plan), run.history[-1], ("loss", "margin"), tokens=num_tokens(batch))
-        is_stopped = run.spec.stop_rules == "stop" and bool(fired(run.history, run.spec.stop))
-        if is_stopped or run.step == len(plan) or run.step % run.spec.checkpoint_steps == 0:
+        is_over = run.is_stopped
+        if is_over or run.step == len(plan) or run.step % run.spec.checkpoint_steps == 0:
+            if run.held_out:
+                progress.keep(run.step, {"eval_loss": run.look(pad)})
             run.save()
-        if is_stopped:
-            break
+            is_over = is_over or run.best.is_over
 
 
 Compared = tuple[TokenPair, Logps]
@@ -109,7 +118,9 @@ class Run:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self._shared = shared
-        self._run_id = run_id
+        self._identity = {"run_id": run_id, "threads": torch.get_num_threads()}
+        self.held_out: Sequence[Compared] = ()
+        self.best = Best(checkpoints, self._identity, spec.stop.patience)
         self._checkpoints = checkpoints
         self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._optimizer = torch.optim.AdamW(
@@ -133,18 +144,41 @@ class Run:
         self.step += 1
         self.history.append(figures)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop rule has fired that ends the run."""
+        return self.spec.stop_rules == "stop" and bool(fired(self.history, self.spec.stop))
+
+    def watch(self, held_out: Sequence[Compared]) -> None:
+        """Look at these pairs from now on; those of like length together."""
+        self.held_out = sorted(held_out, key=lambda compared: compared[0].length)
+
+    @torch.no_grad()
+    def look(self, pad: int) -> float:
+        """Return the loss of the held-out pairs, and remember it, and the weights if it is the lowest."""
+        loss = 0.0
+        for part in parts_of(self.held_out, self.spec.micro_batch_size or self.spec.batch_size):
+            with computing(self.model, self.spec):
+                loss += dpo_loss(self.model, part, self.spec, pad, whole=self.held_out, shared=self._shared)[0].item()
+        self.history[-1]["eval_loss"] = loss
+        self.best.look(self.step, loss, self._weights)
+        return loss
+
+    def take_best(self) -> int | None:
+        """Take the weights of the best look and return its step; without a look they stay. Raises ProgramFailed."""
+        return self.best.put_back(self._weights)
+
     def save(self) -> None:
         """Write a checkpoint of this moment."""
         tensors = {f"weight.{name}": weight.detach() for name, weight in self._weights.items()}
         for name, weight in self._weights.items():
             tensors |= {f"{key}.{name}": value for key, value in self._optimizer.state[weight].items()}
-        state = {"run_id": self._run_id, "threads": torch.get_num_threads(), "history": self.history}
+        state = {**self._identity, "history": self.history, "looks": self.best.looks}
         checkpoint.save(self._checkpoints, Checkpoint(self.step, tensors, state))
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint of this run, if there is one."""
-        expected = {"run_id": self._run_id, "threads": torch.get_num_threads()}
-        found = checkpoint.newest(self._checkpoints, expected)
+        found = checkpoint.newest(self._checkpoints, self._identity)
         if found is None:
             return
         for name, weight in self._weights.items():
@@ -152,6 +186,7 @@ class Run:
             state = {key: found.tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             self._optimizer.state[weight] = state
         self.step, self.history = found.step, found.state["history"]
+        self.best.take_up(found.state["looks"])
 
     def _check(self, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hone.errors import ProgramFailed
 from training import checkpoint
 from training.adapter import trainable
+from training.best import Best
 from training.checkpoint import Checkpoint
 from training.fit import Task
 from training.policy import collate, decoder_of
@@ -32,6 +33,7 @@ from training.ppo_samples import (
     seed_of,
     turn,
     usable_prompts,
+    watched_prompts,
 )
 from training.result import TrainResult
 from training.reward_set import Chat, Scorer, load_function, load_rewards, total
@@ -39,6 +41,7 @@ from training.stop_rules import fired
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each weight."""
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,18 @@ def train_ppo(task: Task) -> TrainResult:
     num_steps = spec.steps or num_turns(len(run.prompts), spec)
     run.resume()
     task.progress.stage("train")
-    while run.step < num_steps:
+    is_over = run.is_stopped or run.best.is_over
+    while run.step < num_steps and not is_over:
         figures = run.train_step()
         task.progress.record(run.step, num_steps, figures, ("reward", "kl"), tokens=run.num_tokens)
-        is_stopped = spec.stop_rules == "stop" and bool(fired(run.history, spec.stop))
-        if is_stopped or run.step == num_steps or run.step % spec.checkpoint_steps == 0:
+        is_over = run.is_stopped
+        if is_over or run.step == num_steps or run.step % spec.checkpoint_steps == 0:
+            if run.held_out_prompts:
+                task.progress.keep(run.step, {"eval_score": run.examine()})
             run.save()
-        if is_stopped:
-            break
-    return TrainResult(run.policy.eval(), run.history, fired(run.history, spec.stop), run.dropped)
+            is_over = is_over or run.best.is_over
+    best = run.best.put_back(run.trained)
+    return TrainResult(run.policy.eval(), run.history, fired(run.history, spec.stop), best, run.dropped)
 
 
 class Run:
@@ -104,8 +110,38 @@ class Run:
         self._rewards = load_rewards(task.spec)
         held_out = task.spec.rewards.held_out
         self._held_out: Scorer | None = load_function(held_out) if held_out else None
+        self.held_out_prompts = watched_prompts(task)
+        self.best = Best(task.directory / CHECKPOINTS, self._identity(), task.spec.stop.patience)
         self.step = self.num_tokens = 0
         self.history: list[dict[str, float]] = []
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop rule has fired that ends the run."""
+        return self._spec.stop_rules == "stop" and bool(fired(self.history, self._spec.stop))
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The policy's weights that learn, by name."""
+        return self._weights
+
+    def examine(self) -> float:
+        """Return the mean score of answers to held-out prompts, and remember it, and the policy if it is the highest.
+
+        The score is the signal that nobody is rewarded for, where there is one, else the reward. Every look draws with
+        the same random numbers.
+        """
+        chats = self.held_out_prompts
+        drawn = draw(self.policy, self._task.tokenizer, chats, self._spec.samples, seed_of(self._spec, 0))
+        texts = self._task.tokenizer.batch_decode([one.answer for one in drawn], skip_special_tokens=True)
+        if self._held_out is not None:
+            scores = [float(value) for value in self._held_out(prompts=chats, completions=texts)]
+        else:
+            scores = total(self._rewards, chats, texts)
+        score = sum(scores) / len(scores)
+        self.history[-1]["eval_score"] = score
+        self.best.look(self.step, -score, self._weights)
+        return score
 
     def train_step(self) -> dict[str, float]:
         """Draw one batch of answers, learn from it, and return its figures. Raises ProgramFailed on no number."""
@@ -232,11 +268,12 @@ class Run:
             state = self._optimizer.state.get(weight) or self._value_optimizer.state[weight]
             tensors |= {f"{key}.{name}": state[key] for key in MOMENTS}
         state = {**self._identity(), "history": self.history, "kl_coefficient": self._kl.coefficient}
-        checkpoint.save(self._task.directory / "checkpoints", Checkpoint(self.step, tensors, state))
+        state["looks"] = self.best.looks
+        checkpoint.save(self._task.directory / CHECKPOINTS, Checkpoint(self.step, tensors, state))
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint of this run, if there is one."""
-        found = checkpoint.newest(self._task.directory / "checkpoints", self._identity())
+        found = checkpoint.newest(self._task.directory / CHECKPOINTS, self._identity())
         if found is None:
             return
         for name, weight in self._all_weights():
@@ -247,6 +284,7 @@ class Run:
             optimizer.state[weight] = {k: v if k == "step" else v.to(weight.device) for k, v in moments.items()}
         self.step, self.history = found.step, found.state["history"]
         self._kl.coefficient = found.state["kl_coefficient"]
+        self.best.take_up(found.state["looks"])
 
     def _all_weights(self) -> Iterator[tuple[str, Any]]:
         yield from self._weights.items()

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from training.spec import RunSpec
 
 SEEDS_APART = 1_000_003
 """Runs of neighbouring seeds share no step's random numbers."""
+MAX_WATCHED = 64
+"""Held-out prompts that are answered at each checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ def usable_prompts(task: Task) -> tuple[list[Chat], dict[str, int]]:
             f"max_length {task.spec.max_length}: raise it, or lower samples.max_new_tokens"
         )
     return kept, {"too_long": len(distinct) - len(kept)}
+
+
+def watched_prompts(task: Task) -> list[Chat]:
+    """Return the held-out prompts that decide when to stop, none without `stop.patience`; of many the first ones."""
+    if task.spec.stop.patience is None or not task.dev:
+        return []
+    return usable_prompts(replace(task, rows=task.dev))[0][:MAX_WATCHED]
 
 
 def num_turns(num_prompts: int, spec: RunSpec) -> int:

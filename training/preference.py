@@ -15,6 +15,8 @@ def train(task: Task) -> TrainResult:
     pairs, dropped = encode_pairs(task.rows, task.tokenizer, task.spec.max_length)
     if not pairs:
         raise NotEnoughData("there is no pair to train on: freeze a dataset first")
+    is_watched = task.spec.stop.patience is not None and bool(task.dev)
+    dev = encode_pairs(task.dev, task.tokenizer, task.spec.max_length)[0] if is_watched else []
     pad = task.tokenizer.pad_token_id
     result = train_dpo(
         task.model,
@@ -24,6 +26,7 @@ def train(task: Task) -> TrainResult:
         task.directory / "checkpoints",
         task.run_id,
         task.progress,
+        dev=dev,
         cache=task.directory.parent / REFERENCE_CACHE,
     )
     result.dropped = dropped

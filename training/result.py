@@ -13,5 +13,7 @@ class TrainResult:
     "One entry a step."
     fired: dict[str, int] = field(default_factory=dict)
     "Stop rule -> the step (from 1) after which it first fired."
+    best_step: int | None = None
+    "Of the checkpoint that was taken, where held-out rows decided."
     dropped: dict[str, int] = field(default_factory=dict)
     "Reason -> rows that were left out."

@@ -153,6 +153,7 @@ def summary(result: TrainResult, rows: list[Row]) -> dict[str, Any]:
         "first_step": result.history[0],
         "last_step": result.history[-1],
         "fired": result.fired,
+        "best_step": result.best_step,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

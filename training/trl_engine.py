@@ -101,6 +101,7 @@ def run_trainer(trainer: Any, task: Task, figures: Figures, dropped: dict[str, i
     task.progress.stage("train")
     trainer.train(resume_from_checkpoint=resume_path(task))
     result.model = trainer.model.eval()
+    result.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     result.fired = fired(result.history, task.spec.stop)
     return result
 

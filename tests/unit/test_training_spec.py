@@ -43,7 +43,6 @@ def test_overrides_of_a_request_replace_single_keys(tmp_path: Path) -> None:
         pytest.param({"reward": {"margin": 1}}, r"dpo does not read \[reward\]", id="a table of another method"),
         pytest.param({"preference": {"label_smoothing": 0.1}}, "does nothing", id="smoothing that sigmoid ignores"),
         pytest.param({"micro_batch_size": 3}, "no multiple", id="batches that do not add up"),
-        pytest.param({"stop": {"patience": 2}}, "needs a loss on dev", id="early stopping that the engine has not"),
         pytest.param({"optimizer": "adafactor"}, "no adafactor", id="what the native engine lacks"),
         pytest.param(
             {"engine": "trl", "adapter": "qlora", "launcher": "accelerate", "launch": {"sharding": "fsdp2"}},
