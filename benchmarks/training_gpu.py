@@ -84,13 +84,8 @@ def measure(names: list[str], steps: int, seed: int) -> tuple[dict[str, Any], di
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     for name in names:
         figures[name] = measure_model(name, steps, seed, device)
-    figures["killed"] = {adapter: killed_run(names[-1], adapter, seed) for adapter in adapters(device)}
+    figures["killed"] = {adapter: killed_run(names[-1], adapter, seed) for adapter in ("lora", "qlora")}
     return figures, promises(figures, names) if device == "cuda" else {}
-
-
-def adapters(device: str) -> list[str]:
-    """Return what a whole run is tried with; 4-bit weights need a GPU."""
-    return ["lora", "qlora"] if device == "cuda" else ["lora"]
 
 
 def promises(figures: dict[str, Any], names: list[str]) -> dict[str, Target]:
@@ -276,7 +271,7 @@ def write_job(directory: Path, base: Path, tokenizer: Any, name: str, adapter: s
     spec = RunSpec.model_validate(
         {
             "adapter": adapter,
-            "engine": "native" if adapter == "lora" else "trl",
+            "engine": "native",
             "batch_size": batch,
             "micro_batch_size": at_once,
             "precision": "bf16",

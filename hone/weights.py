@@ -11,6 +11,8 @@ from hone.canonical import canonical_json, sha256_file, sha256_hex
 from hone.errors import ConfigError
 
 BASE = "base.json"
+INDEX = "model.safetensors.index.json"
+"""Which tensor lies in which shard, where a model has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,17 @@ class AdapterBase:
 
 
 def weights_digest(directory: Path) -> str:
-    """Return the SHA-256 over names and hashes of the directory's safetensors files, and of an adapter's base.
+    """Return the SHA-256 over names and hashes of the safetensors files, be they shards, and of an adapter's base.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or one that the index of shards names is missing.
     """
     files = {path.name: sha256_file(path) for path in sorted(directory.glob("*.safetensors"))}
     if not files:
         raise ConfigError(f"no *.safetensors in {directory}: give a transformers model directory")
+    missing = shards_of(directory) - files.keys()
+    if missing:
+        raise ConfigError(f"{len(missing)} of {directory}'s shards are missing, such as {min(missing)}: copy it again")
     base = read_base(directory)
     return sha256_hex(canonical_json({**files, BASE: base.digest} if base else files))
 
@@ -73,6 +78,15 @@ def checked_base(directory: Path) -> AdapterBase | None:
             f"{model_version_of(found)}: put that base back, or correct `directory` in {BASE}"
         )
     return base
+
+
+def shards_of(directory: Path) -> set[str]:
+    """Return the files that the index of a sharded model names; none where the model has no index."""
+    index = directory / INDEX
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{index} is no index of shards ({error!r}): copy it again") from None
 
 
 def model_version_of(digest: str) -> str:

@@ -85,6 +85,9 @@ def run(options: argparse.Namespace) -> None:
 def prepare_imports(spec: RunSpec) -> None:
     """Set what torch and peft look at when they are imported."""
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
+    if spec.launch.world == 1:
+        # One process that sees several GPUs is wrapped in DataParallel, which TRL refuses.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if not needs_bitsandbytes(spec):
         # peft imports it wherever it is installed, which takes a second: such a run finds none.
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]

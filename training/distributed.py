@@ -26,6 +26,13 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def device() -> str:
+    """Return where this process computes: the GPU of its number on this machine, or the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
 def group() -> Any:
     """Return accelerate's state, the processes joined: gloo on CPUs, NCCL on GPUs."""
     import torch

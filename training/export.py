@@ -16,12 +16,15 @@ from training.policy import load_model
 MERGE_TOLERANCE = 1e-3
 
 
-def export_model(policy: Any, tokenizer: Any, target: Path, *, base: Path | None = None) -> tuple[Any, Any]:
+def export_model(
+    policy: Any, tokenizer: Any, target: Path, *, base: Path | None = None, max_shard_gb: float = 5.0
+) -> tuple[Any, Any]:
     """Write the merged policy to `target`, which appears complete or not at all; return it as reloaded from there.
 
     Args:
         base: the directory of the weights under the policy's adapter: the adapter alone is then written, beside what
             names them.
+        max_shard_gb: weights beyond so many gigabytes lie in several files, beside an index of them.
 
     Raises:
         ProgramFailed: the reloaded model computes something else than the policy, or cannot answer.
@@ -36,7 +39,7 @@ def export_model(policy: Any, tokenizer: Any, target: Path, *, base: Path | None
         AdapterBase(weights_digest(base), base.absolute()).write(scratch)
     else:
         merged = policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
-        merged.save_pretrained(scratch)
+        merged.save_pretrained(scratch, max_shard_size=round(max_shard_gb * 1e9))
     tokenizer.save_pretrained(scratch)
     model, tokenizer = load_model(scratch)
     check_export(model, probe, expected)

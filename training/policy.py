@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hone.errors import ConfigError
 from hone.weights import checked_base
+from training.distributed import device
 from training.lm_head import head_logps
 from training.pairs import TokenPair
 from training.shared_prompt import attention_mask, lay_out
@@ -43,7 +44,7 @@ def load_model(directory: Path) -> tuple[Any, Any]:
             model = PeftModel.from_pretrained(model, directory).merge_and_unload()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{directory} is no loadable transformers model: {error}") from None
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.eval().to(device()), tokenizer
 
 
 def end_tokens(model: Any) -> list[int]:

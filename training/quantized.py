@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hone.errors import ConfigError, ProgramFailed
+from training.distributed import device
 from training.fit import Task
 from training.pairs import ids_of
 from training.preflight import load_weights
@@ -43,7 +44,12 @@ def load_quantized(directory: str | Path, spec: RunSpec, kind: Any = AutoModelFo
     )
     try:
         model = kind.from_pretrained(
-            directory, local_files_only=True, dtype=dtype, quantization_config=config, **fields
+            directory,
+            local_files_only=True,
+            dtype=dtype,
+            quantization_config=config,
+            device_map={"": device()},
+            **fields,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{directory} cannot be loaded in 4 bits: {error}") from None

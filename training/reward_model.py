@@ -180,7 +180,7 @@ def scores_of(model: Any, pairs: Sequence[TokenPair], pad: int) -> tuple[Any, An
 
 def export(model: Any, task: Task, target: Path) -> None:
     """Write the merged model and read it again. Raises ProgramFailed where it then scores otherwise: a lost head."""
-    model.save_pretrained(target)
+    model.save_pretrained(target, max_shard_size=round(task.spec.max_shard_gb * 1e9))
     task.tokenizer.save_pretrained(target)
     pairs, _ = encode_pairs(task.rows[:4], task.tokenizer, task.spec.max_length)
     reloaded = AutoModelForSequenceClassification.from_pretrained(target, local_files_only=True, dtype=torch.float32)

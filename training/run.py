@@ -117,7 +117,8 @@ def train_policy(task: Task, job: Job) -> tuple[TrainResult, dict[str, Any]]:
     result = fit(task)
     policy, rounding = to_serve(result.model, task)
     base = job.base_directory if job.spec.export == "adapter" else None
-    challenger = export_model(policy, task.tokenizer, job.directory / MODEL, base=base)
+    shards = job.spec.max_shard_gb
+    challenger = export_model(policy, task.tokenizer, job.directory / MODEL, base=base, max_shard_gb=shards)
     measured = evaluate(job, challenger, load_model(champion_directory(job)), task.progress)
     digest = weights_digest(job.directory / MODEL)
     return result, {

@@ -113,6 +113,8 @@ class RunSpec(Table):
     seed: int = 0
     threads: int = Field(1, ge=1)
     checkpoint_steps: int = Field(20, ge=1)
+    max_shard_gb: float = Field(5.0, gt=0)
+    "Weights of a made model beyond so many gigabytes lie in several files."
     stop_rules: Literal["stop", "record"] = "stop"
     "`record` goes on training after a rule fired; either way the gates see it."
     report_to: tuple[ReportTo, ...] = ()

@@ -4,6 +4,7 @@ TRL writes a checkpoint file by file. We hash what it wrote and mark it whole; o
 its explicit path.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from training.fit import Task
 from training.result import TrainResult
 from training.spec import RunSpec
 from training.stop_rules import fired
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 """TRL's folders are named `checkpoint-<step>`."""
@@ -134,6 +137,8 @@ def resume_path(task: Task) -> str | None:
         for path in directory.glob(f"{CHECKPOINT}-*"):
             if checkpoint.step_of(path) > last:
                 shutil.rmtree(path)
+    if found:
+        logger.info("going on from %s", found[0])
     return str(found[0]) if found else None
 
 

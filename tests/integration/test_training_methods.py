@@ -1,6 +1,7 @@
 """Each method from rows to a model that is reloaded and answers; the foreground command; what it leaves in Postgres."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.datasets import FreezePolicy
+from hone.errors import ProgramFailed
 from hone.settings import Settings
 from hone.store.candidates import candidates_of
 from hone.store.datasets import freeze_feedback
@@ -17,12 +19,13 @@ from hone.store.models import get_model, import_model, set_alias
 from hone.store.runs import get_run
 from tests.support.events_file import events_of
 from tests.support.pairs import add_edit
-from tests.support.training import QUICK, make_job, row, write_rows
+from tests.support.training import QUICK, make_job, make_task, row, write_rows
 from training.__main__ import main
 from training.curve import read_curve
 from training.generate import Decoding, generate
 from training.policy import load_model
 from training.progress import Progress
+from training.reward_model import export, load_scorer
 from training.reward_set import load_objectives
 from training.run import run_job
 from training.spec import load_spec
@@ -130,6 +133,17 @@ def test_a_reward_model_that_learnt_nothing_fails_the_run(
     assert main(["run", str(tmp_path / "run" / "job.json")]) == 3
     assert "has collapsed" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_reward_model_whose_head_is_lost_on_the_way_fails_the_run(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(load_model(tiny_base), tmp_path, [row(k) for k in range(4)], method="reward_model")
+    scorer = load_scorer(task, in_4_bits=False)
+    without_head = {name: weight for name, weight in scorer.state_dict().items() if name != "score.weight"}
+    monkeypatch.setattr(scorer, "save_pretrained", partial(scorer.save_pretrained, state_dict=without_head))
+    with pytest.raises(ProgramFailed, match="scores"):
+        export(scorer, task, tmp_path / "model")
 
 
 def write_spec(path: Path, **fields: Any) -> Path:

@@ -1,7 +1,9 @@
 """What each launcher would start: pure, and checked against what the tools read."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 
 from hone.errors import ConfigError
 from training import distributed
+from training.__main__ import prepare_imports
+from training.distributed import device
 from training.launch.accelerate_config import accelerate_config
 from training.launch.container import entry_command
 from training.launch.render import kubernetes_job, slurm_script, train_job
@@ -123,3 +127,23 @@ def test_a_batch_is_that_of_all_processes_together(monkeypatch: pytest.MonkeyPat
     for batch, micro in ((30, None), (2, None), (32, 3)):
         with pytest.raises(ConfigError, match="cannot be divided"):
             distributed.rows_of_each(batch, micro)
+
+
+def test_a_process_computes_on_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device() == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device() == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device() == "cuda:3"
+
+
+@pytest.mark.parametrize(("visible", "processes", "left"), [("2,3", 1, "2"), (None, 1, "0"), ("2,3", 2, "2,3")])
+def test_a_single_process_sees_a_single_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, processes: int, left: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", sys)
+    prepare_imports(RunSpec.model_validate({"engine": "trl", "launch": {"processes": processes}}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
