@@ -1,4 +1,4 @@
-"""What ingest costs beside other ways and beside the floors: `python -m benchmarks.ingest --json [--full]`.
+"""What ingest costs beside other ways and beside the floors: `python -m benchmarks.ingest --json [--full] [--parts …]`.
 
 On a real broker and a real, durable Postgres. Costs are CPU of the client and of its Postgres backend, the broker's
 excluded; every figure is the median of several rounds, and a round runs all loops, so that ratios share their moment.
@@ -7,14 +7,17 @@ excluded; every figure is the median of several rounds, and a round runs all loo
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import msgspec
 from sqlalchemy.orm import Session, sessionmaker
 
+from benchmarks import ingest_jdbc
 from benchmarks import ingest_loops as loops
 from benchmarks.ingest_flow import latency, scaling
 from benchmarks.ingest_growth import Growth, measure
@@ -25,6 +28,8 @@ from ingest.consumer import spare_collector
 
 SEED = 1
 SMALL = 1_000
+SINGLE = 1_000
+PARTS = ("loops", "single", "growth", "flow", "jdbc")
 Loop = Callable[[sessionmaker[Session]], Cost]
 
 
@@ -104,13 +109,8 @@ def ratios_of(costs: dict[str, list[Cost]]) -> dict[str, dict[str, float]]:
     }
 
 
-def promises(ratios: dict[str, dict[str, float]], growth: Sequence[Sequence[Growth]]) -> dict[str, Target]:
-    """Return the targets; growth is that of the largest size over the smallest."""
-
-    def grew(name: str) -> float:
-        small, large = (median(float(getattr(found, name)) for found in rounds) for rounds in growth)
-        return large / small
-
+def promises(ratios: dict[str, dict[str, float]]) -> dict[str, Target]:
+    """Return the targets of the loops."""
     bounds = {
         "vs_naive": (">=", 36.0),
         "vs_execute_values": (">=", 1.7),
@@ -119,45 +119,107 @@ def promises(ratios: dict[str, dict[str, float]], growth: Sequence[Sequence[Grow
         "postgres_cpu_over_plain_copy": ("<=", 1.2),
         "full_vs_naive": (">=", 15.0),
     }
-    targets = {name: Target(ratios[name]["median"], op, bound) for name, (op, bound) in bounds.items()}
-    return targets | {
+    return {name: Target(ratios[name]["median"], op, bound) for name, (op, bound) in bounds.items()}
+
+
+def growth_promises(growth: Sequence[Sequence[Growth]]) -> dict[str, Target]:
+    """Return the targets of growth, that of the largest size over the smallest."""
+
+    def grew(name: str) -> float:
+        small, large = (median(float(getattr(found, name)) for found in rounds) for rounds in growth)
+        return large / small
+
+    return {
         "buffer_touches_growth": Target(grew("touches_per_event"), "<=", 1.3),
         "pair_worker_growth": Target(grew("pair_us"), "<=", 1.2),
     }
 
 
+def single_rows(servers: World, messages: Messages) -> dict[str, dict[str, float]]:
+    """Return what a transaction of one row costs by each way to write."""
+    feedback = messages.feedback[:SINGLE]
+    ways: dict[str, Loop] = {
+        "look_and_copy": lambda sessions: loops.look_and_copy(sessions, feedback, 1),
+        "plain_copy": lambda sessions: loops.plain_copy(sessions, feedback, 1),
+        "insert": lambda sessions: loops.pages_write(sessions, feedback, 1),
+        "staged_copy": lambda sessions: loops.staged_copy(sessions, feedback, 1),
+    }
+    found = {}
+    for name, way in ways.items():
+        with servers.database() as sessions:
+            found[name] = way(sessions).as_dict()
+        say(f"one row a transaction, {name}: {found[name]}")
+    return found
+
+
+def jdbc(servers: World, messages: Messages, rounds: int) -> dict[str, Any]:
+    """Return what a JDBC sink connector takes for each event, round by round, or why it cannot run here."""
+    reason = ingest_jdbc.obstacle()
+    if reason:
+        say(f"jdbc: left out, {reason}")
+        return {"left_out": reason}
+    with tempfile.TemporaryDirectory(prefix="hone-jdbc-", ignore_cleanup_errors=True) as folder:
+        costs = ingest_jdbc.measure(servers, messages, rounds, Path(folder))
+    return {"rounds": [cost.as_dict() for cost in costs]}
+
+
 def main() -> int:
+    arguments = parse()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    messages, parts = Messages.make(arguments.events, SEED), set(arguments.parts)
+    figures: dict[str, Any] = {}
+    targets: dict[str, Target] = {}
+    with world() as servers:
+        figures["servers"] = describe(servers)
+        produce(servers.broker, FEEDBACK_TOPIC, messages.feedback)
+        produce(servers.broker, RESPONSES_TOPIC, messages.responses)
+        if "loops" in parts:
+            found = measure_loops(servers, messages, arguments.rounds)
+            figures |= found
+            targets |= promises(found["ratios"])
+        if "single" in parts:
+            figures["one_row_a_transaction"] = single_rows(servers, messages)
+        if "growth" in parts:
+            large = arguments.stored or (5_000_000 if arguments.full else 1_000_000)
+            growth = [measure(servers, size, arguments.rounds, SEED) for size in (SMALL, large)]
+            figures["growth"] = [asdict(found) for rounds in growth for found in rounds]
+            targets |= growth_promises(growth)
+        if "flow" in parts:
+            figures["messages_per_s_by_processes"] = scaling(servers, len(messages.feedback) + len(messages.responses))
+            figures["latency"] = latency(servers, messages.responses)
+        if "jdbc" in parts:
+            figures["jdbc_sink"] = jdbc(servers, messages, arguments.rounds)
+    return report(figures, targets, seeds=[SEED])
+
+
+def measure_loops(servers: World, messages: Messages, rounds: int) -> dict[str, Any]:
+    """Return the costs of all loops, and their ratios."""
+    num_short = max(200, len(messages.feedback) // 20)
+    produce(servers.broker, SHORT_FEEDBACK, messages.feedback[:num_short])
+    produce(servers.broker, SHORT_BOTH, messages.both()[:num_short])
+    costs = run_rounds(servers, messages, num_short, rounds)
+    return {
+        "loops": {name: [cost.as_dict() for cost in found] for name, found in costs.items()},
+        "ratios": ratios_of(costs),
+    }
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="the only output there is")
     parser.add_argument("--events", type=int, default=60_000, help="feedback events of the fast loops")
     parser.add_argument("--rounds", type=int, default=3, help="an odd number; figures are medians")
     parser.add_argument("--full", action="store_true", help="growth up to 5 million stored events instead of 1 million")
     parser.add_argument("--stored", type=int, help="growth up to so many stored events")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    large = arguments.stored or (5_000_000 if arguments.full else 1_000_000)
-    messages = Messages.make(arguments.events, SEED)
-    num_short = max(200, arguments.events // 20)
-    with world() as servers:
-        produce(servers.broker, FEEDBACK_TOPIC, messages.feedback)
-        produce(servers.broker, RESPONSES_TOPIC, messages.responses)
-        produce(servers.broker, SHORT_FEEDBACK, messages.feedback[:num_short])
-        produce(servers.broker, SHORT_BOTH, messages.both()[:num_short])
-        costs = run_rounds(servers, messages, num_short, arguments.rounds)
-        growth = []
-        for size in (SMALL, large):
-            growth.append(measure(servers, size, arguments.rounds, SEED))
-            say(f"growth: {growth[-1]}")
-        figures: dict[str, Any] = {"servers": describe(servers)}
-        figures["messages_per_s_by_processes"] = scaling(servers, len(messages.feedback) + len(messages.responses))
-        figures["latency"] = latency(servers, messages.responses)
-    ratios = ratios_of(costs)
-    figures |= {
-        "loops": {name: [cost.as_dict() for cost in found] for name, found in costs.items()},
-        "ratios": ratios,
-        "growth": [asdict(found) for rounds in growth for found in rounds],
-    }
-    return report(figures, promises(ratios, growth), seeds=[SEED])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS[:-1],
+        help="what to measure; jdbc, which fetches 85 MB of jars once, only when it is named",
+    )
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def line_by_hand(event: Feedback) -> str:
     )
 
 
-def staged_copy(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
+def staged_copy(sessions: Sessions, records: Sequence[Feedback], rows: int = ROWS) -> Cost:
     """Only COPY ready lines into a temporary table and insert what is new, a transaction for each batch."""
 
     def write(session: Session, lines: bytes) -> None:
@@ -282,31 +282,42 @@ def staged_copy(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
             cursor.copy_expert(f"COPY s ({', '.join(FEEDBACK_COLUMNS)}) FROM STDIN {FORMAT}", BytesIO(lines))
             cursor.execute("INSERT INTO feedback_event SELECT * FROM s ON CONFLICT DO NOTHING")
 
-    return write_batches(sessions, records, write)
+    return write_batches(sessions, records, write, rows)
 
 
-def plain_copy(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
+def plain_copy(sessions: Sessions, records: Sequence[Feedback], rows: int = ROWS) -> Cost:
     """Only COPY ready lines into the table itself, with its indexes, a transaction for each batch."""
 
     def write(session: Session, lines: bytes) -> None:
         copy_lines(session, "feedback_event", FEEDBACK_COLUMNS, lines)
 
-    return write_batches(sessions, records, write)
+    return write_batches(sessions, records, write, rows)
 
 
-def pages_write(sessions: Sessions, records: Sequence[Feedback]) -> Cost:
-    """Only `execute_values` of ready rows in pages of 1000, a transaction for each."""
+def look_and_copy(sessions: Sessions, records: Sequence[Feedback], rows: int) -> Cost:
+    """Only the product's way: look which ids are there, COPY the others; a transaction for each batch."""
+    forgotten, meter = Forgotten(), Meter(sessions)
+    for part in batches(records, rows):
+        with sessions.begin() as session:
+            append_new(session, [], part, forgotten)
+    return meter.stop(len(records))
+
+
+def pages_write(sessions: Sessions, records: Sequence[Feedback], page: int = 1000) -> Cost:
+    """Only `execute_values` of ready rows, a transaction for each page."""
     rows = [page_row(json.loads(msgspec.json.encode(record))) for record in records]
     meter = Meter(sessions)
-    for start in range(0, len(rows), 1000):
+    for start in range(0, len(rows), page):
         with sessions.begin() as session:
-            insert_page(session, rows[start : start + 1000])
+            insert_page(session, rows[start : start + page])
     return meter.stop(len(rows))
 
 
-def write_batches(sessions: Sessions, records: Sequence[Feedback], write: Callable[[Session, bytes], None]) -> Cost:
+def write_batches(
+    sessions: Sessions, records: Sequence[Feedback], write: Callable[[Session, bytes], None], rows: int
+) -> Cost:
     """Write lines that were formatted beforehand."""
-    prepared = [csv_lines(list(map(feedback_row, part))) for part in batches(records)]
+    prepared = [csv_lines(list(map(feedback_row, part))) for part in batches(records, rows)]
     meter = Meter(sessions)
     for lines in prepared:
         with sessions.begin() as session:
@@ -314,8 +325,8 @@ def write_batches(sessions: Sessions, records: Sequence[Feedback], write: Callab
     return meter.stop(len(records))
 
 
-def batches(records: Sequence[Feedback]) -> Iterator[list[Feedback]]:
-    """Yield ROWS records at a time."""
+def batches(records: Sequence[Feedback], rows: int = ROWS) -> Iterator[list[Feedback]]:
+    """Yield so many records at a time."""
     rest = iter(records)
-    while part := list(islice(rest, ROWS)):
+    while part := list(islice(rest, rows)):
         yield part

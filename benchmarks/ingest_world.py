@@ -28,6 +28,7 @@ from hone.store.engine import make_engine, make_sessions, migrate
 LIBS = Path(__file__).parents[1] / "var" / "kafka" / "libs"
 SHORT_FEEDBACK, SHORT_BOTH = "bench.feedback.v1", "bench.both.v1"
 """Topics for the loops that are too slow for all messages."""
+JDBC_TOPIC = "bench.jdbc.v1"
 NUM_PARTITIONS = 4
 RESPONSES_PER_FEEDBACK = 0.68
 USERS = [uuid4() for _ in range(5000)]
@@ -68,7 +69,7 @@ def world() -> Iterator[World]:
             kafka = prepare_kafka(directory / "kafka", LIBS)
             supervisor.start(kafka.program(directory / "kafka.log"))
             migrate(postgres.create_database("migrated"))
-            topics = (FEEDBACK_TOPIC, RESPONSES_TOPIC, SHORT_FEEDBACK, SHORT_BOTH)
+            topics = (FEEDBACK_TOPIC, RESPONSES_TOPIC, SHORT_FEEDBACK, SHORT_BOTH, JDBC_TOPIC)
             create_topics(kafka.broker(), dict.fromkeys(topics, NUM_PARTITIONS))
             yield World(kafka.broker(), postgres)
 

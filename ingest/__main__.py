@@ -19,7 +19,9 @@ from threading import Event
 
 import click
 import msgspec
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from hone.cli.context import explained
 from hone.errors import ConfigError, HoneError
 from hone.health import Pulse, serve_health
 from hone.settings import Settings, load_settings
@@ -86,10 +88,37 @@ def killer(crash_at: str | None) -> Callable[[str], None]:
 metrics_host = click.option("--metrics-host", default="127.0.0.1", show_default=True, help="0.0.0.0 in a container.")
 
 
-@click.group()
-def cli() -> None:
+SERVICES = ("events", "pairs")
+"""Run until SIGTERM and write a log; the others are a person's commands."""
+
+
+class Programs(click.Group):
+    """Ends on a HoneError with code 1 and one line: of a service in its log, of a command as `hone` prints it."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the program."""
+        try:
+            return super().invoke(ctx)
+        except (HoneError, OperationalError, ProgrammingError) as found:
+            is_service = ctx.invoked_subcommand in SERVICES
+            error = found if isinstance(found, HoneError) or is_service else explained(found)
+            if not isinstance(error, HoneError):
+                raise
+            if is_service:
+                logger.error("%s", error)
+            else:
+                click.secho(f"hone: {error}", fg="red", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Programs)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Feedback from Kafka to Postgres, and from feedback to pairs."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if ctx.invoked_subcommand in SERVICES:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    else:
+        logging.basicConfig(level=logging.WARNING, format="hone: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # each schema that is fetched is not news
 
 
@@ -192,21 +221,17 @@ def backfill(
     settings, stop = load_settings(), stop_on_signals()
     sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-backfill"))
     run = Backfill(settings, sessions, open_book(settings), stop, click.echo)
-    logging.getLogger("ingest").setLevel(logging.WARNING)
     consumer.spare_collector()
     if dry_run:
-        return run.rehearsal(files, stream)
+        return run.rehearsal(files, stream, rejects)
     if topic:
         run.topic(topic, settings.kafka_incarnation)
+        return run.report(topic, tally(), stream)
     done = [run.file(path, stream, again=again) for path in files]
-    click.echo(f"{topic or f'{len(files)} files'}: {tally().text()}")
     if rejects:
         run.rejects(rejects, done)
+    run.report(str(files[0]) if len(files) == 1 else f"{len(files)} files", tally(), stream, files[0])
 
 
 if __name__ == "__main__":
-    try:
-        cli()
-    except HoneError as error:
-        logger.error("%s", error)
-        sys.exit(1)
+    cli()

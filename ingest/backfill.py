@@ -30,7 +30,6 @@ from ingest.source import BROKER_TIMEOUT_S, Source
 GROUP = "hone-backfill"
 ENDLESS = 1 << 62
 """Nobody knows how many lines a file has before it is read."""
-MAX_SHOWN = 20
 
 
 class Shape(msgspec.Struct):
@@ -67,6 +66,8 @@ def partition_of(path: Path) -> Partition:
 class FileSource:
     """Reads a file as if it were a partition; sets `stop` when all of it has been stored, or once `halt` is set."""
 
+    may_hold_old = False
+
     def __init__(self, path: Path, halt: Event, show: Callable[[int], None]) -> None:
         self.path, self.halt, self.show, self.stop = path, halt, show, Event()
         self.partition = partition_of(path)
@@ -76,9 +77,12 @@ class FileSource:
         self.history: History | None = None
         self.lines: Iterator[Line] = iter(())
         self.is_done = False
+        self.begun_at: int | None = None
+        self.num_read = 0
 
     def read_from(self, positions: Mapping[Partition, int]) -> None:
         """Go to the first line that is not stored."""
+        self.begun_at = self.begun_at or positions[self.partition]
         self.close()
         self.history = self.stack.enter_context(open_history(self.path))
         start = positions[self.partition]
@@ -104,6 +108,7 @@ class FileSource:
         found = [
             RawMessage(self.partition, line.number, None, line.body, -1) for line in islice(self.lines, max_messages)
         ]
+        self.num_read += len(found)
         if not found:
             self.is_done = True
             self.stop.set()
@@ -136,6 +141,7 @@ class WholeTopic(Source):
 
     def __init__(self, bootstrap_servers: str, topic: str, halt: Event, show: Callable[[int], None]) -> None:
         self.halt, self.show, self.stop, self.is_done = halt, show, Event(), False
+        self.num_read = 0
         self.ended: set[Partition] = set()
         "Have nothing after what was read: the last offsets of a log may hold no message."
         super().__init__(bootstrap_servers, GROUP, [topic])
@@ -182,6 +188,7 @@ class WholeTopic(Source):
         if self.halt.is_set():
             self.stop.set()
         found = [m for m in super().poll(max_messages, timeout_s) if m.offset < self.ends[m.partition]]
+        self.num_read += len(found)
         if not found:
             self.look()
         return found
@@ -211,21 +218,39 @@ class Tally:
 
     num_new: dict[str, int]
     "By kind of feedback, and `response`."
-    num_known: int
-    "Were there already."
+    num_known: int | None
+    "Were there already; None where nobody looked."
     num_refused: dict[str, int]
     "By reason."
     num_skipped: int
     "Are passed over by the streams."
 
+    @property
+    def is_all_refused(self) -> bool:
+        """Say whether something was read, and nothing of it can be used."""
+        return bool(self.num_refused) and not (self.num_new or self.num_known or self.num_skipped)
+
     def text(self) -> str:
         """Return it in a line for people."""
         refused = ", ".join(f"{number} {reason}" for reason, number in sorted(self.num_refused.items()))
         new = ", ".join(f"{number} {kind}" for kind, number in sorted(self.num_new.items()))
-        return (
-            f"{sum(self.num_new.values())} new{f' ({new})' if new else ''} · {self.num_known} there already · "
-            f"{sum(self.num_refused.values())} refused{f' ({refused})' if refused else ''} · "
-            f"{self.num_skipped} passed over"
+        what = "to store" if self.num_known is None else "new"
+        parts = [
+            f"{sum(self.num_new.values())} {what}{f' ({new})' if new else ''}",
+            *([] if self.num_known is None else [f"{self.num_known} there already"]),
+            f"{sum(self.num_refused.values())} refused{f' ({refused})' if refused else ''}",
+            f"{self.num_skipped} passed over",
+        ]
+        return " · ".join(parts)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Return both together; what nobody looked up stays unknown."""
+        known = None if self.num_known is None or other.num_known is None else self.num_known + other.num_known
+        return Tally(
+            dict(Counter(self.num_new) + Counter(other.num_new)),
+            known,
+            dict(Counter(self.num_refused) + Counter(other.num_refused)),
+            self.num_skipped + other.num_skipped,
         )
 
 
@@ -245,21 +270,23 @@ def tally() -> Tally:
     )
 
 
-def rehearse(path: Path, decode: Decode, show: Callable[[int], None], say: Callable[[str], None]) -> Tally:
-    """Read a whole file, store nothing, and say the first lines that would be refused, and why."""
+def rehearse(
+    path: Path, decode: Decode, show: Callable[[int], None], refuse: Callable[[RawMessage, InvalidEvent], None]
+) -> Tally:
+    """Read a whole file and store nothing; `refuse` is told each line that would be refused, and why."""
     kinds: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     num_skipped = 0
     with open_history(path) as history:
         for line in history.lines():
+            message = RawMessage(partition_of(path), line.number, None, line.body, -1)
             try:
-                records = decode(RawMessage(partition_of(path), line.number, None, line.body, -1))
+                records = decode(message)
                 kinds.update("response" if isinstance(r, Response) else str(r.kind) for r in records)
                 num_skipped += not records
             except InvalidEvent as error:
                 reasons[error.reason] += 1
-                if reasons.total() <= MAX_SHOWN:
-                    say(f"{path.name}:{line.number}: {error}")
+                refuse(message, error)
             if line.number % 1000 == 0:
                 show(history.num_bytes)
-    return Tally(dict(kinds), 0, dict(reasons), num_skipped)
+    return Tally(dict(kinds), None, dict(reasons), num_skipped)

@@ -6,26 +6,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from threading import Event
 
-import msgspec
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.cli.output import progress
-from hone.errors import ConfigError, HoneError
+from hone.errors import ConfigError, HoneError, InvalidEvent
 from hone.health import Pulse
 from hone.settings import Settings
-from hone.store.history import count_attempts, give_again, letters_of
+from hone.store.history import count_attempts, count_letters, give_again, letters_of
 from hone.store.offsets import Group
 from ingest import consumer
-from ingest.backfill import GROUP, FileSource, WholeTopic, decode_line, fingerprint, rehearse
-from ingest.batch import Decode, decode_native
-from ingest.breaker import Breaker
+from ingest.backfill import GROUP, FileSource, Tally, WholeTopic, decode_line, fingerprint, rehearse
+from ingest.batch import Decode, RawMessage, decode_native
+from ingest.breaker import Breaker, BreakerOpen
 from ingest.files import TABLES, suffix_of
+from ingest.rejects import open_rejects
 from ingest.streams.book import Book
 
 Say = Callable[[str], None]
+MAX_SHOWN = 20
+"""How many refused lines a dry run shows."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class Backfill:
         return decode_line
 
     def file(self, path: Path, stream: str | None, *, again: bool) -> str:
-        """Store all lines of a file that are not stored yet; return the name under which they are known.
+        """Store all lines of a file that are not stored yet, and say where an earlier run had read some already.
+
+        Returns the name under which the lines are known.
 
         Raises:
             HoneError: the file is broken, too many lines are invalid, or it was stopped; run again, it goes on.
@@ -88,11 +93,28 @@ class Backfill:
             source = FileSource(path, self.halt, show)
             try:
                 self.loop(source, group, decode)
+            except BreakerOpen as error:
+                raise HoneError(f"{path}: {error}. {what_to_do(path, stream)}") from None
             finally:
                 source.close()
         if not source.is_done:
             raise HoneError(f"{path} was stopped before its end: run the same again, it goes on where it stopped")
+        if (source.begun_at or 0) > 1:
+            self.say_known(path, group, source)
         return group.incarnation
+
+    def say_known(self, path: Path, group: Group, source: FileSource) -> None:
+        """Say what an earlier run has read of a file."""
+        with self.sessions() as session:
+            num_refused = count_letters(session, group.incarnation)
+        letters = f"; {plural(num_refused, 'refused line')} of this file {'is' if num_refused == 1 else 'are'} kept"
+        if source.num_read:
+            self.say(f"{path}: went on at line {source.begun_at}, where an earlier run was stopped")
+        else:
+            self.say(
+                f"{path}: nothing to do, an earlier run has read all of it{letters if num_refused else ''} "
+                "(--again reads it from its first line)"
+            )
 
     def topic(self, topic: str, incarnation: str | None) -> None:
         """Store every message that a topic holds now.
@@ -117,24 +139,72 @@ class Backfill:
             source.close()
         if not source.is_done:
             raise HoneError(f"{topic} was stopped before its end: run the same again, it goes on where it stopped")
+        if not source.num_read:
+            self.say(f"{topic}: nothing to do, an earlier run has read all that it holds")
 
-    def rehearsal(self, paths: Sequence[Path], stream: str | None) -> None:
-        """Say what would become of each file; store nothing."""
-        for path in paths:
-            with bar(path.stat().st_size, path.name, in_bytes=True) as show:
-                found = rehearse(path, self.decode_of(path, stream), show, self.say)
-            self.say(f"{path}: would be {found.text()}")
-        self.say("dry run: nothing was stored; what is there already was not looked up")
+    def report(self, what: str, found: Tally, stream: str | None, first: Path | None = None) -> None:
+        """Say what became of everything.
+
+        Raises:
+            HoneError: every line of the files, of which `first` is one, was refused.
+        """
+        self.say(f"{what}: {found.text()}")
+        if first and found.is_all_refused:
+            raise HoneError(f"{what}: every line was refused. {what_to_do(first, stream)}")
+
+    def rehearsal(self, paths: Sequence[Path], stream: str | None, rejects: Path | None) -> None:
+        """Say what would become of each file, and write the refused lines where `rejects` is given; store nothing.
+
+        Raises:
+            HoneError: every line would be refused.
+        """
+        total = Tally({}, None, {}, 0)
+        with open_rejects(rejects) as refused:
+
+            def refuse(message: RawMessage, error: InvalidEvent) -> None:
+                topic, line = message.partition.topic, message.offset
+                refused.add(topic, line, error.reason, error.detail, message.body)
+                if refused.num <= MAX_SHOWN:
+                    self.say(f"{topic.removeprefix('file:')}:{line}: {error}")
+
+            for path in paths:
+                with bar(path.stat().st_size, path.name, in_bytes=True) as show:
+                    found = rehearse(path, self.decode_of(path, stream), show, refuse)
+                self.say(f"{path}: {found.text()}")
+                total += found
+        if refused.num > MAX_SHOWN:
+            self.say(f"{plural(refused.num - MAX_SHOWN, 'more refused line')} not shown (--rejects FILE writes all)")
+        self.say_rejects(rejects, refused.num)
+        self.say("dry run: nothing was stored; which records are there already was not looked up")
+        if total.is_all_refused:
+            raise HoneError(f"every line would be refused. {what_to_do(paths[0], stream)}")
 
     def rejects(self, path: Path, incarnations: Sequence[str]) -> None:
         """Write the refused lines, one JSON object each: file, line, reason, detail, body."""
-        with self.sessions() as session, path.open("wb") as out:
-            for incarnation in incarnations:
-                for letter in letters_of(session, incarnation):
-                    body = None if letter.body is None else letter.body.decode("utf-8", "backslashreplace")
-                    where = {"file": letter.topic.removeprefix("file:"), "line": letter.offset}
-                    why = {"reason": letter.reason, "detail": letter.detail, "body": body}
-                    out.write(msgspec.json.encode(where | why) + b"\n")
+        with self.sessions() as session, open_rejects(path) as refused:
+            for letter in chain.from_iterable(letters_of(session, incarnation) for incarnation in incarnations):
+                refused.add(letter.topic, letter.offset, letter.reason, letter.detail, letter.body)
+        self.say_rejects(path, refused.num)
+
+    def say_rejects(self, path: Path | None, num: int) -> None:
+        """Say where refused lines were written."""
+        if path:
+            self.say(f"{plural(num, 'refused line')} written to {path}")
+
+
+def what_to_do(path: Path, stream: str | None) -> str:
+    """Return the remedy for lines that are refused."""
+    if stream is None:
+        return (
+            "Without --stream the lines are read as hone's own records; for another shape name the stream that maps "
+            "them (`--mapping FILE --stream NAME`, see docs/streams.md)"
+        )
+    return f"See why with `hone streams check {path} --stream {stream}`, correct the mapping, and run with --again"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return `1 file` or `2 files`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @contextmanager

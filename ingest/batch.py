@@ -1,6 +1,7 @@
 """One batch of messages: what is in it, and its one transaction."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
@@ -61,6 +62,8 @@ class Batch:
     runs: dict[Partition, int] = field(default_factory=dict)
     "Invalid messages with which a partition ends, where it does."
     longest_run: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    "Messages that no stream reads, by topic."
 
     def refuse(self, message: RawMessage, error: InvalidEvent) -> None:
         """Add a message that cannot be read."""
@@ -118,7 +121,10 @@ def sort_neighbours(
             first = message.offset
         expected = message.offset + 1
         try:
-            for record in decode(message):
+            records = decode(message)
+            if not records:
+                batch.skipped[partition.topic] += 1
+            for record in records:
                 batch.good.append(Decoded(message, record))
             if batch.runs:
                 batch.runs.pop(partition, None)

@@ -9,6 +9,10 @@ from hone.store.offsets import Partition
 WINDOW_MESSAGES = 1000
 
 
+class BreakerOpen(HoneError):
+    """Too many messages are invalid; nothing of the batch was stored."""
+
+
 class Breaker:
     """Watches the share of invalid messages over the last batches, at least WINDOW_MESSAGES of them, and their runs."""
 
@@ -23,17 +27,17 @@ class Breaker:
         """Judge a batch before it is committed.
 
         Raises:
-            HoneError: share or run is too large; nothing of this batch may stay, so that a repaired ingest reads it.
+            BreakerOpen: share or run is too large; nothing of this batch may stay, so that a repaired ingest reads it.
         """
         if longest_run > self.max_invalid_run:
-            raise HoneError(
+            raise BreakerOpen(
                 f"{longest_run} messages in a row are invalid, more than ingest.max_invalid_run = "
                 f"{self.max_invalid_run}: repair the producer (the table dead_letter has earlier reasons), or raise it"
             )
         total = num_messages + sum(messages for messages, _ in self.batches)
         invalid = num_invalid + sum(bad for _, bad in self.batches)
         if total >= WINDOW_MESSAGES and invalid > self.max_invalid_share * total:
-            raise HoneError(
+            raise BreakerOpen(
                 f"{invalid} of the last {total} messages are invalid, more than ingest.max_invalid_share = "
                 f"{self.max_invalid_share:g}: repair the producer (the table dead_letter has the reasons), or raise it"
             )

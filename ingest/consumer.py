@@ -134,6 +134,8 @@ def jumped(ingest: Ingest, batch: Batch) -> bool:
     A gap in a log is legal (compaction, transactions), but a message left over from before the claim would look the
     same and cost the messages between. Reading once more tells them apart.
     """
+    if not ingest.source.may_hold_old:
+        return False
     found = {
         partition: step.first_offset
         for partition, step in batch.steps.items()
@@ -223,6 +225,8 @@ def report(ingest: Ingest, batch: Batch, outcome: Outcome) -> None:
     metrics.INGEST_DUPLICATES.inc(batch.num_messages - len(outcome.refused) - outcome.num_new)
     for _, error in outcome.refused:
         metrics.INGEST_DEAD_LETTERS.labels(error.reason).inc()
+    for topic, number in batch.skipped.items():
+        metrics.INGEST_SKIPPED.labels(topic).inc(number)
     newest_ms = max(map(attrgetter("message.timestamp_ms"), batch.good), default=0)
     num_behind = 0
     for partition, step in batch.steps.items():

@@ -10,6 +10,8 @@ from ingest.batch import RawMessage
 class Reading(Protocol):
     """Partitions come as `unclaimed`, and are read from where `read_from` says. See `ingest.source.Source`."""
 
+    may_hold_old: bool
+    "Whether a message that was read before the last `read_from` may come after it."
     unclaimed: set[Partition]
     positions: dict[Partition, int]
 

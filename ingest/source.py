@@ -66,6 +66,8 @@ class Source:
     With `rebalancing` "cooperative" the partitions that stay are read on while others move.
     """
 
+    may_hold_old = True
+
     def __init__(self, bootstrap_servers: str, group: str, topics: Iterable[str], rebalancing: str = "eager") -> None:
         self.consumer = Consumer(self.config(bootstrap_servers, group, rebalancing))
         self.admin = AdminClient({"bootstrap.servers": bootstrap_servers})

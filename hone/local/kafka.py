@@ -5,7 +5,6 @@ page cache is flushed by the kernel, as in every default Kafka).
 """
 
 import base64
-import hashlib
 import logging
 import re
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from hone.errors import HoneError, ProgramFailed
+from hone.local import maven
 from hone.local.broker import Broker, cluster_id, serves_groups
 from hone.local.ports import free_ports, is_free
 from hone.local.processes import Program
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kafka"
 POM = DEPLOY / "pom.xml"
 MIN_JAVA = 17
-FETCH_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 60.0
 
 
@@ -86,31 +85,18 @@ def obstacle(libs: Path) -> str | None:
 
 
 def jars_available(libs: Path) -> bool:
-    """Say whether `libs` holds the complete jars of the present pom.xml (any complete set where there is no pom)."""
-    done = libs / "DONE"
-    return done.exists() and (not POM.exists() or done.read_text() == _pom_hash())
+    """Say whether `libs` holds the broker's complete jars, see `hone.local.maven.jars_available`."""
+    return maven.jars_available(POM, libs)
 
 
 def fetch_jars(target: Path) -> None:
     """Fetch the broker's jars with Maven (about 46 MB) and print what was fetched; does nothing where they are there.
 
     Raises:
-        HoneError: Maven is missing or failed; the message holds its last lines. `target` is unchanged.
+        HoneError: see `hone.local.maven.fetch_jars`.
     """
-    if jars_available(target):
+    if not maven.fetch_jars(POM, target, "Kafka"):
         return
-    if not shutil.which("mvn"):
-        raise HoneError(
-            "cannot fetch the Kafka jars: no `mvn` on the path; install Maven, or run without a real broker"
-        )
-    draft = target.with_name(f"{target.name}.{uuid4().hex[:8]}")
-    try:
-        _run_maven(draft)
-        (draft / "DONE").write_text(_pom_hash())
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     jars = list(target.glob("*.jar"))
     size_mb = sum(jar.stat().st_size for jar in jars) / 1e6
     print(f"Kafka {kafka_version(target)}: {len(jars)} jars, {size_mb:.0f} MB, in {target}")
@@ -190,27 +176,6 @@ def java(libs: Path, *options: str) -> tuple[str, ...]:
     tuning = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
     logging_config = f"-Dlog4j2.configurationFile={DEPLOY / 'log4j2.properties'}"
     return ("java", *options, *tuning, logging_config, "-cp", f"{libs.absolute()}/*")
-
-
-def _pom_hash() -> str:
-    return hashlib.sha256(POM.read_bytes()).hexdigest()
-
-
-def _run_maven(target: Path) -> None:
-    command = ["mvn", "-q", "-B", "-C", "-f", str(POM), "dependency:copy-dependencies"]
-    try:
-        result = subprocess.run(
-            [*command, f"-DoutputDirectory={target.absolute()}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=FETCH_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise HoneError(f"Maven did not fetch the Kafka jars within {FETCH_TIMEOUT_S:g} s; try again") from None
-    if result.returncode:
-        last = "\n".join(result.stdout.splitlines()[-8:])
-        raise HoneError(f"Maven could not fetch the Kafka jars (exit code {result.returncode}):\n{last}")
 
 
 def _ports(config: Path) -> tuple[int, int]:

@@ -27,3 +27,9 @@ def letters_of(session: Session, incarnation: str) -> Iterator[DeadLetterRow]:
     """Yield the dead letters of one run in the order of their lines."""
     query = select(DeadLetterRow).where(DeadLetterRow.incarnation == incarnation).order_by(DeadLetterRow.offset)
     yield from session.scalars(query.execution_options(yield_per=1000))
+
+
+def count_letters(session: Session, incarnation: str) -> int:
+    """Return how many lines of one run, and of those that it went on from, are dead letters."""
+    query = select(func.count()).select_from(DeadLetterRow).where(DeadLetterRow.incarnation == incarnation)
+    return session.scalar(query) or 0

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hone import metrics
 from hone.errors import ConfigError
 from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, Response
 from hone.settings import Settings
@@ -76,12 +75,7 @@ class Book:
     def decode(self, message: RawMessage) -> list[Response | Feedback] | tuple[Response | Feedback]:
         """Return the records in a message of any topic that ingest reads."""
         source = self.by_topic.get(message.partition.topic)
-        if source is None:
-            return decode_native(message)
-        records = source.decode(message)
-        if not records:
-            metrics.INGEST_SKIPPED.labels(message.partition.topic).inc()
-        return records
+        return decode_native(message) if source is None else source.decode(message)
 
 
 def open_book(settings: Settings) -> Book:

@@ -155,10 +155,55 @@ def test_a_dry_run_says_what_would_become_of_the_lines_and_stores_nothing(
     make: Make, sessions: Sessions, tmp_path: Path, said: Said
 ) -> None:
     path = native_file(tmp_path / "old.jsonl", 10, b"{broken")
-    make().rehearsal([path], None)
+    make().rehearsal([path], None, tmp_path / "rejects.jsonl")
     assert said[0].startswith("old.jsonl:5: not_json")
-    assert "20 new (10 response, 10 thumbs) · 0 there already · 1 refused (1 not_json)" in said[1]
+    assert "20 to store (10 response, 10 thumbs) · 1 refused (1 not_json) · 0 passed over" in said[1]
+    assert said[2] == f"1 refused line written to {tmp_path / 'rejects.jsonl'}"
     assert count(sessions, ResponseRow) == count(sessions, DeadLetterRow) == 0
+    (rejected,) = map(json.loads, (tmp_path / "rejects.jsonl").read_text().splitlines())
+    assert (rejected["file"], rejected["line"], rejected["body"]) == ("old.jsonl", 5, "{broken")
+
+
+def run_command(store_url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "HONE_DATABASE_URL": store_url, "HONE_IDENTITY_KEY": "ab" * 32}
+    argv = [sys.executable, "-m", "ingest", "backfill", *words]
+    return subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+def test_a_table_says_the_same_dry_and_stored_and_plainly_that_a_second_run_has_nothing_to_do(
+    store_url: str, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, mapping = tmp_path / "votes.csv", tmp_path / "streams.toml"
+    mapping.write_text(CSV.replace("[streams.s.fields]", 'only = { app = ["chat"] }\n[streams.s.fields]'))
+    lines = [f"v-{n},{uid('a')},2026-01-05T12:00:00,{n % 2},ann,{('chat', 'mail')[n % 5 == 0]}" for n in range(30)]
+    path.write_text("\n".join(["id,answer.id,at,vote,user,app", *lines, f"v-x,{uid('a')},,1,bob,chat"]))
+    monkeypatch.setenv("HONE_INGEST__STREAMS", str(mapping))
+    dry, first, second = (run_command(store_url, str(path), "--stream", "s", *more) for more in (["--dry-run"], [], []))
+    assert f"{path}: 24 to store (24 thumbs) · 1 refused (1 missing) · 6 passed over" in dry.stdout, dry.stderr
+    assert first.stdout == f"{path}: 24 new (24 thumbs) · 0 there already · 1 refused (1 missing) · 6 passed over\n"
+    assert "nothing to do, an earlier run has read all of it; 1 refused line of this file is kept" in second.stdout
+    assert [run.returncode for run in (dry, first, second)] == [0, 0, 0]
+    assert dry.stderr == first.stderr == second.stderr == "", "no warning: rows begin at line 2"
+
+
+def test_a_file_of_another_shape_ends_with_an_error_that_names_the_way(store_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "old.jsonl"
+    path.write_text('{"vote": "up"}\n' * 3)
+    for words, would in ((["--dry-run"], "every line would be refused"), ([], "every line was refused")):
+        run = run_command(store_url, str(path), *words)
+        assert run.returncode == 1
+        assert run.stderr.startswith("hone: ") and run.stderr.count("\n") == 1, "one line, as other commands print it"
+        assert would in run.stderr and "--stream NAME" in run.stderr
+    path.write_text('{"vote": "up"}\n' * 1500)
+    run = run_command(store_url, str(path))
+    assert (run.returncode, "--stream NAME" in run.stderr) == (1, True), "also where the breaker opened"
+
+
+def test_a_database_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> None:
+    path = native_file(tmp_path / "old.jsonl", 1)
+    run = run_command("postgresql+psycopg2://nobody@127.0.0.1:1/none", str(path))
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1)
+    assert run.stderr.startswith("hone: the database does not answer")
 
 
 def test_a_file_that_is_cut_off_keeps_what_came_before_and_says_where(

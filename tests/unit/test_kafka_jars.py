@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hone.errors import HoneError
-from hone.local import kafka
+from hone.local import kafka, maven
 
 JAVA_17 = "#!/bin/sh\necho 'openjdk version \"17.0.15\" 2025-04-15' >&2\n"
 JAVA_8 = "#!/bin/sh\necho 'java version \"1.8.0_292\"' >&2\n"
@@ -29,7 +29,7 @@ def install(bin_dir: Path, name: str, script: str) -> None:
 def complete_jars(tmp_path: Path) -> Path:
     libs = tmp_path / "libs"
     libs.mkdir()
-    (libs / "DONE").write_text(kafka._pom_hash())
+    (libs / "DONE").write_text(maven.pom_hash(kafka.POM))
     return libs
 
 

@@ -103,6 +103,14 @@ def test_variables_are_settings_and_keys_come_from_secrets_that_are_not_here() -
         if {"secretRef": {"name": "hone-keys"}} in container["envFrom"]
     }
     assert keyed == {"gateway", "controller"}
+    single = {
+        (name, variable["name"], *variable["valueFrom"]["secretKeyRef"].values())
+        for name, workload in PROGRAMS.items()
+        for container in containers(workload)
+        for variable in container.get("env", [])
+        if "secretKeyRef" in variable.get("valueFrom", {})
+    }
+    assert single == {("ingest", "HONE_IDENTITY_KEY", "hone-keys", "HONE_IDENTITY_KEY")}
 
 
 def test_every_gateway_hears_of_plans_before_it_is_ready() -> None:
