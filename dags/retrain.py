@@ -67,7 +67,7 @@ def retrain() -> None:
 
     @task(queue="gpu", pool="gpu", execution_timeout=timedelta(hours=8))
     def train(request_id: str) -> str:
-        """Train and evaluate in a subprocess, resuming from the newest verified checkpoint; return the run's id."""
+        """Train and evaluate in a subprocess, stage by stage, resuming from the newest verified checkpoint."""
         from hone.settings import load_settings
         from training.retrain import train as train_run
 

@@ -63,7 +63,7 @@ class Pairs(Section):
 class Trigger(Section):
     """When a retraining is asked for."""
 
-    method: Literal["auto", "sft", "dpo", "kto", "ppo", "rloo", "grpo"] = "dpo"
+    method: Literal["auto", "sft", "dpo", "sft+dpo", "kto", "ppo", "rloo", "grpo"] = "dpo"
     min_pairs: int = Field(3000, ge=1)
     max_user_share: float = Field(0.02, gt=0, le=1)
     "Largest share of a dataset that one person's feedback may make up."

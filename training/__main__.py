@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from hone.errors import ConfigError, HoneError, NotEnoughData
 from hone.overrides import read_overrides
 from hone.settings import load_settings
 from training.jobs import check_complete, spec_of
 from training.spec import Method, RunSpec, load_job, load_spec, needs_bitsandbytes
+from training.stages import split_stages
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -54,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> None:
     """Print the resolved spec. Raises ConfigError where it is wrong."""
-    spec = spec_of(load_settings(), options.method, read_overrides(options.changes))
+    own, earlier = split_stages(read_overrides(options.changes))
+    for method, keys in earlier.items():
+        check_complete(spec_of(load_settings(), cast(Method, method), keys))
+    spec = spec_of(load_settings(), options.method, own)
     check_complete(spec)
     print(spec.model_dump_json(indent=1))
 

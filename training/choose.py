@@ -6,20 +6,20 @@ from typing import Any
 from hone.errors import NotEnoughData
 from hone.plan.facts import Labels
 from hone.plan.tables import Tables, first
-from training.spec import Method
 
 AUTO = "auto"
 IMITATED = {"sft_weight": 1.0}
-"""Corrected answers are imitated and preferred in one run: DPO whose SFT term weighs as much as the preference."""
+"""Where no corrected answer can be imitated by itself: DPO whose SFT term weighs as much as the preference."""
 GOAL = {"goal": "style", "gpus": 0}
 """A retraining learns what people prefer; what it runs on does not decide its method."""
 
 
-def choose(labels: Labels, tables: Tables) -> tuple[Method, dict[str, Any], str]:
+def choose(labels: Labels, tables: Tables) -> tuple[str, dict[str, Any], str]:
     """Return method, overrides of its spec and the reason.
 
-    Lone thumbs give KTO, corrected answers alone SFT, pairs DPO: mostly edits with a strong SFT term, measured noise
-    with the loss that corrects for it. A reward model and PPO are a recipe's work, so that many pairs give DPO too.
+    Lone thumbs give KTO, corrected answers alone SFT, pairs DPO: mostly edits after SFT on the corrected answers,
+    measured noise with the loss that corrects for it. A reward model and PPO are a recipe's work, so that many pairs
+    give DPO too.
 
     Raises:
         NotEnoughData: there is no label.
@@ -30,9 +30,8 @@ def choose(labels: Labels, tables: Tables) -> tuple[Method, dict[str, Any], str]
         raise NotEnoughData("there is no label to choose a method by: wait for feedback, or name the method")
     stages = tuple(road.then["stages"])
     if stages in (("kto",), ("sft",)):
-        return stages[0], {}, road.why
-    overrides = dict(IMITATED) if stages == ("sft", "dpo") else {}
-    return "dpo", {**overrides, **loss_for(labels, tables, facts)}, road.why
+        return str(stages[0]), {}, road.why
+    return "sft+dpo" if stages == ("sft", "dpo") else "dpo", loss_for(labels, tables, facts), road.why
 
 
 def loss_for(labels: Labels, tables: Tables, facts: Mapping[str, Any]) -> dict[str, Any]:

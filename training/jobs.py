@@ -68,12 +68,14 @@ def make_job(session: Session | None, settings: Settings, spec: RunSpec) -> Job:
     run_id = run_id_of(sources.named(data_key(session, spec)), base_version, resolved)
     directory = settings.var_dir.absolute() / "runs" / run_id
     write_data(session, spec.dataset, directory / "data")
+    served = served_model(session)
     job = Job(
         run_id=run_id,
         spec=spec,
         base_version=base_version,
         base_directory=base_directory,
-        served_directory=served_directory(session),
+        served_version=served[0],
+        served_directory=served[1],
         directory=directory,
         evaluation_data=evaluation_data(session, settings, spec, directory, is_mixed=sources.any),
         golden_tests=absolute(settings.training.golden_tests),
@@ -94,10 +96,12 @@ def find_base(session: Session | None, base: str | None) -> tuple[str, Path]:
     return row.model_version, Path(row.directory)
 
 
-def served_directory(session: Session | None) -> Path | None:
-    """Return the directory of the stable model, or None: there is none."""
+def served_model(session: Session | None) -> tuple[str | None, Path | None]:
+    """Return version and directory of the stable model, or nothing: there is none."""
     alias = get_alias(session, STABLE) if session is not None else None
-    return Path(get_model(session, alias.model_version).directory) if session is not None and alias else None
+    if session is None or alias is None:
+        return None, None
+    return alias.model_version, Path(get_model(session, alias.model_version).directory)
 
 
 def data_key(session: Session | None, spec: RunSpec) -> str:

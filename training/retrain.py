@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from hone import gates
-from hone.errors import ConfigError, Conflict, NotEnoughData, ProgramFailed
+from hone.errors import Conflict, NotEnoughData, ProgramFailed
 from hone.plan.facts import Labels
 from hone.plan.tables import load_tables
 from hone.records import Verdict
@@ -33,9 +33,10 @@ from hone.store.requests import claim_request, finish_request
 from hone.store.rollouts import create_rollout
 from hone.store.runs import fail_run, finish_run, get_run, start_run
 from hone.store.tables import RetrainRequestRow, RolloutRow, TrainingRunRow
-from training.choose import AUTO, choose
+from training.choose import AUTO, IMITATED, choose
 from training.jobs import find_base, freeze_policy, make_job, spec_of
 from training.spec import KINDS, Job, Method, load_job, merged
+from training.stages import STAGES, keys_of_stage, stages_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,20 +69,42 @@ def freeze(settings: Settings, request_id: str) -> str:
     with transaction(settings) as session:
         request = get_request(session, request_id)
         if request.dataset_id is None:
-            settle_method(session, request)
-            kind, policy = KINDS[method_of(request)][0], freeze_policy(settings)
-            named = request.spec.get("base")
-            base = find_base(session, named)[0] if named else None
-            request.dataset_id = freeze_feedback(
-                session, kind=kind, watermark=request.watermark, policy=policy, base=base
-            )
+            is_chosen = settle_method(session, request)
+            try:
+                freeze_earlier(session, settings, request)
+            except NotEnoughData as error:
+                if not is_chosen:
+                    raise
+                logger.info("request %s: pairs alone, imitated and preferred in one run, since %s", request_id, error)
+                request.method, request.spec = "dpo", merged(IMITATED, request.spec)
+            request.dataset_id = freeze_for(session, settings, request, stages_of(request)[-1])
         return request.dataset_id
 
 
-def train(settings: Settings, request_id: str) -> str:
-    """Train and evaluate the request's challenger in a subprocess and return the run's id.
+def freeze_earlier(session: Session, settings: Settings, request: RetrainRequestRow) -> None:
+    """Freeze the datasets of all stages but the last, and keep their ids in the request. Raises NotEnoughData."""
+    for method in stages_of(request)[:-1]:
+        frozen = {"dataset": freeze_for(session, settings, request, method)}
+        request.spec = merged(request.spec, {STAGES: {method: frozen}})
 
-    A run that is done is not done again; one that was interrupted goes on from its newest whole checkpoint.
+
+def freeze_for(session: Session, settings: Settings, request: RetrainRequestRow, method: Method) -> str:
+    """Return the dataset of the feedback that a method reads first, up to the request's watermark."""
+    named = request.spec.get("base")
+    return freeze_feedback(
+        session,
+        kind=KINDS[method][0],
+        watermark=request.watermark,
+        policy=freeze_policy(settings),
+        base=find_base(session, named)[0] if named else None,
+    )
+
+
+def train(settings: Settings, request_id: str, run: "Runner | None" = None) -> str:
+    """Train and evaluate the request's challenger, in a subprocess unless `run` does it, and return the run's id.
+
+    Of several stages each is a run; the model of an earlier one is registered, whatever its gates say, and the next
+    starts from it. A run that is done is not done again; an interrupted one goes on from its newest whole checkpoint.
 
     Raises:
         ProgramFailed: the subprocess failed or took too long; the message names its log.
@@ -89,11 +112,21 @@ def train(settings: Settings, request_id: str) -> str:
         ConfigError: the spec or the request's overrides are wrong.
     """
     with transaction(settings) as session:
-        job, is_done = prepare(session, settings, get_request(session, request_id))
+        *earlier, last = stages_of(get_request(session, request_id))
+    base = None
+    for method in earlier:
+        base = judge(settings, train_stage(settings, request_id, method, base, run or run_subprocess))
+    return train_stage(settings, request_id, last, base, run or run_subprocess)
+
+
+def train_stage(settings: Settings, request_id: str, method: Method, base: str | None, run: "Runner") -> str:
+    """Train and evaluate one stage from the version `base` (None: the request's own); raises like `train`."""
+    with transaction(settings) as session:
+        job, is_done = prepare(session, settings, get_request(session, request_id), method, base)
     if is_done:
         return job.run_id
     try:
-        run_subprocess(settings, job)
+        run(settings, job)
         metrics = read_report(job.directory)["training"]
     except ProgramFailed as error:
         with transaction(settings) as session:
@@ -171,17 +204,31 @@ def claimed_by(dag_run_id: str) -> Select[UUID]:
     )
 
 
-def prepare(session: Session, settings: Settings, request: RetrainRequestRow) -> tuple[Job, bool]:
-    """Write everything that the subprocess needs; return the job, and whether it is done already."""
+def prepare(
+    session: Session,
+    settings: Settings,
+    request: RetrainRequestRow,
+    method: Method | None = None,
+    base: str | None = None,
+) -> tuple[Job, bool]:
+    """Write everything that a stage's subprocess needs; return the job, and whether it is done already.
+
+    Args:
+        method: of the stage; None: the last one.
+        base: the version that the stage before made.
+    """
     if request.dataset_id is None:
         raise NotEnoughData(f"request {request.request_id} has no dataset yet: freeze first")
-    spec = spec_of(settings, method_of(request), {**request.spec, "dataset": request.dataset_id})
+    method = method or stages_of(request)[-1]
+    keys = keys_of_stage(request, method)
+    spec = spec_of(settings, method, keys | ({"base": base} if base else base_of(request, keys)))
+    assert spec.dataset is not None
     job = make_job(session, settings, spec)
     row = start_run(
         session,
         run_id=job.run_id,
         request_id=request.request_id,
-        dataset_id=request.dataset_id,
+        dataset_id=spec.dataset,
         method=spec.method,
         base_version=job.base_version,
         spec=spec.model_dump(mode="json"),
@@ -191,20 +238,24 @@ def prepare(session: Session, settings: Settings, request: RetrainRequestRow) ->
     return job, row.status == "done" and (job.directory / "evaluation.json").exists()
 
 
-def settle_method(session: Session, request: RetrainRequestRow) -> None:
-    """Let the labels choose the method of a request that leaves it to them; the request's own keys win."""
+def base_of(request: RetrainRequestRow, keys: Mapping[str, Any]) -> dict[str, str]:
+    """Return the base of the first stage: its own key, else the request's."""
+    named = keys.get("base") or request.spec.get("base")
+    return {"base": named} if named else {}
+
+
+def settle_method(session: Session, request: RetrainRequestRow) -> bool:
+    """Let the labels choose the method of a request that leaves it to them, and say so; the request's own keys win."""
     if request.method != AUTO:
-        return
+        return False
     method, overrides, why = choose(Labels(**count_labels(session)), load_tables())
     logger.info("request %s: %s, since %s", request.request_id, method, why)
     request.method, request.spec = method, merged(overrides, request.spec)
+    return True
 
 
-def method_of(request: RetrainRequestRow) -> Method:
-    """Return the method that the request asks for. Raises ConfigError where it is none."""
-    if request.method not in KINDS:
-        raise ConfigError(f"request {request.request_id} asks for method {request.method!r}: known are {list(KINDS)}")
-    return request.method
+Runner = Callable[[Settings, Job], None]
+"""Does a job; raises ProgramFailed where it went wrong."""
 
 
 def run_subprocess(settings: Settings, job: Job) -> None:
@@ -272,7 +323,7 @@ def try_rollout(
             rollout_id = create_rollout(
                 session,
                 canary_version=model_version,
-                stable_version=run.base_version,
+                stable_version=load_job(Path(run.directory) / "job.json").served_version or run.base_version,
                 policy=read_toml(settings.rollout.policy),
                 started_by=f"retrain:{run.run_id}",
                 now=now,

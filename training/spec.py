@@ -194,6 +194,7 @@ class Job(Table):
     spec: RunSpec
     base_version: str
     base_directory: Path
+    served_version: str | None = None
     served_directory: Path | None = None
     "Of the model that serves now: its tokenizer must be the base's."
     directory: Path

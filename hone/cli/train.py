@@ -52,8 +52,9 @@ def train(
 def check_spec(method: str, changes: tuple[str, ...]) -> None:
     """Raise ConfigError where the training spec with these changes is wrong; without the checkout only a note is made.
 
-    For `auto` the labels choose the method only when training starts, so that its changes are checked as DPO's. The
-    spec's rules live with the trainer, which the library does not import.
+    For `auto` the labels choose the method only when training starts, so that its changes are checked as DPO's; keys of
+    an earlier stage stand under `stages.METHOD`. The spec's rules live with the trainer, which the library does not
+    import.
     """
     try:
         root = checkout()
@@ -64,7 +65,7 @@ def check_spec(method: str, changes: tuple[str, ...]) -> None:
         "-m",
         "training",
         "check",
-        "dpo" if method == "auto" else method,
+        "dpo" if method == "auto" else method.rpartition("+")[2],
         *(f"--set={item}" for item in changes),
     ]
     done = subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, text=True)

@@ -67,11 +67,8 @@ def job_of(sessions: Sessions, settings: Settings, **fields: Any) -> Any:
 
 
 def run_here(settings: Settings, request_id: str) -> Path:
-    """What the step `train` does, in this process; return the run's directory."""
-    with retrain.transaction(settings) as session:
-        job, _ = retrain.prepare(session, settings, retrain.get_request(session, request_id))
-    run_job(job)
-    return job.directory
+    """The step `train`, in this process; return the run's directory."""
+    return settings.var_dir / "runs" / retrain.train(settings, request_id, lambda _, job: run_job(job))
 
 
 def written(job: Any, place: str = "data") -> list[dict[str, Any]]:

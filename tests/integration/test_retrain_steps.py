@@ -10,19 +10,23 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
+from hone.datasets import FreezePolicy, user_split
 from hone.errors import NotEnoughData, ProgramFailed
 from hone.records import Verdict
 from hone.settings import Settings
 from hone.store.datasets import get_dataset
 from hone.store.evaluations import list_evaluations
 from hone.store.imports import import_file
-from hone.store.models import get_model, import_model, override_gates, set_alias
+from hone.store.lineage import ancestors
+from hone.store.models import get_model, import_model, override_gates, set_alias, stable_model
 from hone.store.requests import open_request
 from hone.store.tables import DatasetRow, ModelVersionRow, RetrainRequestRow, RolloutRow, TrainingRunRow
-from tests.support.pairs import add_label, add_pair
+from tests.support.pairs import add_edit, add_label, add_pair
 from tests.support.tiny_model import make_tiny_model
 from tests.support.training import person, question, row, write_rows
 from training import retrain
+from training.run import run_job
+from training.spec import Job
 
 Sessions = sessionmaker[Session]
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -157,11 +161,82 @@ def test_lone_thumbs_are_retrained_on_by_kto_when_the_labels_choose(sessions: Se
         dataset = get_dataset(session, dataset_id)
         assert (dataset.kind, dataset.num_train > 20) == ("labels", True)
     assert request_row(sessions, request_id).method == "kto"
-    run_id = retrain.train(settings, request_id)
+    run_id = retrain.train(settings, request_id, run_here)
     version = retrain.judge(settings, run_id)
     with sessions() as session:
         assert session.get_one(TrainingRunRow, run_id).method == "kto"
         assert get_model(session, version).status == "rejected", "nobody's pairs could judge it"
+
+
+def run_here(_: Settings, job: Job) -> None:
+    """Do a job without a process of its own: torch is there already."""
+    run_job(job)
+
+
+@pytest.mark.slow
+def test_edits_are_imitated_and_then_preferred_each_stage_a_run_with_its_lineage(
+    sessions: Sessions, settings: Settings
+) -> None:
+    with sessions.begin() as session:
+        for turn in range(60):
+            add_edit(session, turn, f"Corrected {turn}: open the Orders page.")
+        spec = {"gates": LENIENT, "stages": {"sft": {"steps": 3}}}
+        open_request(session, crossing="a", reason="test", method="auto", spec=spec)
+        stable = stable_model(session).model_version
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    dataset_id = retrain.freeze(settings, request_id)
+    request = request_row(sessions, request_id)
+    assert (request.method, request.spec["stages"]["sft"]["steps"]) == ("sft+dpo", 3)
+    broken = settings.model_copy(update={"training_python": Path("/bin/false")})
+    with pytest.raises(ProgramFailed, match="ended with code 1"):
+        retrain.train(broken, request_id)
+    run_id = retrain.train(settings, request_id, run_here)
+    version = retrain.judge(settings, run_id)
+    with sessions() as session:
+        imitating, preferring = session.scalars(select(TrainingRunRow).order_by(TrainingRunRow.started_at))
+        assert [run.method for run in (imitating, preferring)] == ["sft", "dpo"]
+        assert (preferring.run_id, preferring.dataset_id) == (run_id, dataset_id)
+        demonstrations = get_dataset(session, imitating.dataset_id)
+        assert (demonstrations.kind, demonstrations.dataset_id) == (
+            "demonstrations",
+            request.spec["stages"]["sft"]["dataset"],
+        )
+        assert (imitating.metrics["num_steps"], preferring.metrics["num_steps"]) == (3, 4)
+        between = preferring.base_version
+        assert (imitating.base_version, get_model(session, between).run_id) == (stable, imitating.run_id)
+        line = [found["model_version"] for found in ancestors(session, get_model(session, version))]
+        assert line == [between, stable]
+        assert get_model(session, between).status != "candidate", "the first stage met its gates too"
+    assert retrain.train(broken, request_id) == run_id, "neither stage is done again"
+    rollout_id = retrain.start_rollout(settings, run_id)
+    assert rollout_id, request_row(sessions, request_id).detail
+    with sessions() as session:
+        rollout = session.get_one(RolloutRow, rollout_id)
+        assert (rollout.stable_version, rollout.canary_version) == (stable, version)
+
+
+def test_without_a_corrected_answer_to_imitate_pairs_alone_are_trained_on(
+    sessions: Sessions, settings: Settings
+) -> None:
+    """The only people who corrected anything are held out."""
+    held_out = [turn for turn in range(400) if user_split(person(turn), FreezePolicy()) == "test"][:20]
+    with sessions.begin() as session:
+        for turn in held_out:
+            add_edit(session, turn, f"Corrected {turn}.")
+        for turn in range(1000, 1015):
+            add_pair(session, turn)
+        for name, method in (("a", "auto"), ("b", "sft+dpo")):
+            open_request(session, crossing=name, reason="test", method=method)
+    request_id = retrain.claim(settings, "run-1")
+    assert request_id
+    retrain.freeze(settings, request_id)
+    request = request_row(sessions, request_id)
+    assert (request.method, request.spec) == ("dpo", {"sft_weight": 1.0})
+    asked_for = retrain.claim(settings, "run-2")
+    assert asked_for
+    with pytest.raises(NotEnoughData, match="no row is left to train on"):
+        retrain.freeze(settings, asked_for)
 
 
 @pytest.mark.slow

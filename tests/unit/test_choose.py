@@ -15,7 +15,7 @@ from training.spec import RunSpec
     ("labels", "method", "overrides"),
     [
         pytest.param({"pairs": 4000}, "dpo", {}, id="pairs"),
-        pytest.param({"pairs": 4000, "edits": 3000}, "dpo", {"sft_weight": 1.0}, id="edits: imitated and preferred"),
+        pytest.param({"pairs": 4000, "edits": 3000}, "sft+dpo", {}, id="edits: imitated, then preferred"),
         pytest.param({"pairs": 20, "thumbs_up": 800, "thumbs_down": 300}, "kto", {}, id="lone thumbs"),
         pytest.param({"demonstrations": 700}, "sft", {}, id="corrected answers alone"),
         pytest.param({"pairs": 90_000}, "dpo", {}, id="many pairs: PPO is a recipe's work"),
@@ -31,7 +31,7 @@ def test_the_labels_choose_the_method(labels: dict[str, Any], method: str, overr
     chosen, found, why = choose(Labels(**labels), load_tables())
     assert (chosen, found) == (method, overrides)
     assert why
-    RunSpec.model_validate({"method": chosen, **found})
+    RunSpec.model_validate({"method": chosen.rpartition("+")[2], **found})
 
 
 def test_without_labels_nothing_is_chosen() -> None:
