@@ -106,7 +106,7 @@ FUNNEL = Row(
             unit="percentunit",
             low=0,
             description="Share of answers that get feedback, over an hour, beside the same time yesterday. A fall to "
-            "a fifth raises FeedbackDriedUp.",
+            "a fifth raises FeedbackDriedUp while the monitor has too little past for FeedbackFellSilent.",
             queries=(
                 Query("hone:feedback_per_answer:ratio_rate1h", "now"),
                 Query("hone:feedback_per_answer:ratio_rate1h offset 1d or vector(0)", "a day ago", line=True),
