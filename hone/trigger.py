@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from hone.settings import Trigger
 
+MIN_RECENT = 20
+"""Recent pairs below which the time to go is not told: of so few, chance alone moves a rate by more than a fifth."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -34,7 +37,8 @@ class Look:
     min_pairs: int
     missing: int
     eta_s: float | None
-    "Seconds until the threshold at the recent rate; None where nothing came recently."
+    "Seconds until the threshold at the recent rate; None where fewer than MIN_RECENT pairs came recently."
+    num_recent: int
     would_trigger: bool
     "Whether there are enough pairs."
     opens: bool
@@ -51,6 +55,7 @@ def look(counts: Counts, trigger: Trigger, switches: Switches) -> Look:
         min_pairs=trigger.min_pairs,
         missing=missing,
         eta_s=time_to_go(missing, counts),
+        num_recent=counts.num_recent,
         would_trigger=enough,
         opens=enough and switches.is_active and not switches.is_frozen,
         reason=explain(missing, counts, trigger, switches),
@@ -61,7 +66,7 @@ def time_to_go(missing: int, counts: Counts) -> float | None:
     """Return the seconds until the missing pairs are there at the recent rate."""
     if missing == 0:
         return 0.0
-    if counts.num_recent == 0 or counts.recent_s <= 0:
+    if counts.num_recent < MIN_RECENT or counts.recent_s <= 0:
         return None
     return math.ceil(missing * counts.recent_s / counts.num_recent)
 

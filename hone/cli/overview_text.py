@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from hone.cli.output import duration
+from hone.trigger import MIN_RECENT
 
 Facts = Mapping[str, Any]
 WIDTH = 12
@@ -42,9 +43,15 @@ def trigger_text(pairs: Facts) -> str:
     """Say how far the next retraining is."""
     if not pairs["missing"]:
         return str(pairs["reason"])
-    eta = pairs["eta_s"]
-    to_go = "no new ones in the last hour" if eta is None else f"about {duration(eta)} to go"
+    to_go = f"about {duration(pairs['eta_s'])} to go" if pairs["eta_s"] is not None else few_text(pairs["num_recent"])
     return f"{pairs['missing']} pairs short ({pairs['num_pairs']} of {pairs['min_pairs']}), {to_go}"
+
+
+def few_text(num_recent: int) -> str:
+    """Say why no time to go is told."""
+    if num_recent == 0:
+        return "no new ones in the last hour"
+    return f"too few in the last hour to tell when ({num_recent} of the {MIN_RECENT} that it takes)"
 
 
 def request_text(request: Facts, now: datetime) -> str:
@@ -98,6 +105,17 @@ def place_text(rollout: Facts, now: datetime) -> str:
         return f"{rollout['canary']} waits for a person for {age}: `hone rollout approve --reason …`"
     stage = f"stage {rollout['stage'] + 1} of {rollout['num_stages']}"
     return f"{rollout['canary']} {rollout['phase']} at {rollout['weight']:.0%}, {stage} for {age}{force}"
+
+
+def held_text(rollout: Facts) -> str:
+    """Say what holds a live rollout at weight 0, whatever its evidence; nothing where nothing does."""
+    if rollout["ended_at"] is not None:
+        return ""
+    if freeze := freeze_text(rollout["freeze"]):
+        return f"{freeze}; the canary gets nothing until `hone unfreeze`"
+    if rollout["mode"] != "active":
+        return f"mode is {rollout['mode']}: the canary is loaded, and gets no traffic before HONE_MODE=active"
+    return ""
 
 
 def evidence_text(rollout: Facts) -> str:

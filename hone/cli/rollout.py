@@ -1,6 +1,8 @@
 """Commands of live traffic: what a person plans, starts, sees and decides of rollouts."""
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +26,7 @@ from hone.cli.context import (
     utc_now,
 )
 from hone.cli.output import duration, show_json, table, working
-from hone.cli.overview_text import evidence_text, place_text
+from hone.cli.overview_text import evidence_text, held_text, place_text
 from hone.cli.rollout_view import view
 from hone.errors import ConfigError, Conflict
 from hone.rollout import FINAL, Action, Ledger, Policy, parse_policy
@@ -32,7 +34,7 @@ from hone.rollout_plan import days_to_decide, smallest_lift
 from hone.settings import Settings, read_toml
 from hone.store.audit import append_audit
 from hone.store.models import stable_model
-from hone.store.overview import describe_rollout, goal_traffic
+from hone.store.overview import describe_freeze, describe_rollout, goal_traffic
 from hone.store.rollout_ledger import list_entries, next_entry
 from hone.store.rollouts import (
     create_rollout,
@@ -46,6 +48,8 @@ from hone.store.tables import RolloutRow
 
 LIFTS = (0.02, 0.05, 0.10)
 TRAFFIC_WINDOW = timedelta(days=7)
+MIN_RATED = 30
+"""People below whom neither their number a day nor their mean says much: of 30, the mean is off by up to 18 points."""
 WATCH_INTERVAL_S = 2.0
 
 rollout_argument = click.argument("rollout_id", required=False)
@@ -58,7 +62,7 @@ def rollout() -> None:
 
 @rollout.command()
 @click.option("--policy", type=click.Path(path_type=Path), help="Default: [rollout] policy.")
-@click.option("--lift", "lifts", type=float, multiple=True, help="True advantage of the canary; default .02 .05 .10.")
+@click.option("--lift", "lifts", type=float, multiple=True, help="True advantage, a share: .05 is five points.")
 @click.option("--users-per-day", type=float, help="Users a day who rate; default: those of the last 7 days.")
 @click.option("--base-rate", type=float, help="Mean outcome of stable, 0 to 1; default: that of the last 7 days.")
 @click.option("--alpha", type=float, help="Level of the rollout; default: what the ledger would give it now.")
@@ -75,8 +79,9 @@ def plan(
     settings = current_settings()
     rules = with_level(settings, parse_policy(read_toml(policy or settings.rollout.policy)), alpha)
     users, rate = traffic(settings, rules, users_per_day, base_rate)
+    possible = possible_lifts(lifts, rate)
     with working("simulating rollouts …"):
-        rows = [forecast(rules, users, rate, lift) for lift in lifts or LIFTS if 0 <= rate + lift <= 1]
+        rows = [forecast(rules, users, rate, lift) for lift in possible]
         smallest = smallest_lift(rules, rated_users_per_day=users, base_rate=rate)
     if as_json:
         facts = {"users_per_day": users, "base_rate": rate, "goal": rules.goal, "alpha": rules.alpha}
@@ -110,18 +115,34 @@ def traffic(
     """Return users a day and stable's mean: as given, else as stored.
 
     Raises:
-        ConfigError: nobody has rated yet, and the options do not say what to expect.
+        ConfigError: fewer than MIN_RATED people have rated, and the options do not say what to expect.
     """
     users, rate = users_per_day, base_rate
     if users is None or rate is None:
         with transaction(settings) as session:
-            seen, mean = goal_traffic(session, rules.goal, TRAFFIC_WINDOW, utc_now())
-        users, rate = users if users is not None else seen, rate if rate is not None else mean
-    if not users or rate is None:
-        raise ConfigError(f"nobody rated {rules.goal} in the last 7 days: give --users-per-day and --base-rate")
-    if users < 0 or not 0 <= rate <= 1:
+            seen = goal_traffic(session, rules.goal, TRAFFIC_WINDOW, utc_now())
+        if seen.num_users < MIN_RATED or seen.mean is None:
+            rated = f"of the {MIN_RATED} people that it takes, {seen.num_users} rated {rules.goal} in the last 7 days"
+            raise ConfigError(f"not enough traffic yet to tell: {rated}; give --users-per-day and --base-rate")
+        users, rate = users if users is not None else seen.users_per_day, rate if rate is not None else seen.mean
+    if users <= 0 or not 0 <= rate <= 1:
         raise ConfigError(f"--users-per-day {users} and --base-rate {rate}: give a number above 0 and a share, 0 to 1")
     return users, rate
+
+
+def possible_lifts(asked: Sequence[float], rate: float) -> list[float]:
+    """Return the lifts that were asked for, else the usual ones that a mean of `rate` leaves room for.
+
+    Raises:
+        ConfigError: a canary cannot have one of those that were asked for.
+    """
+    for lift in asked:
+        if not -1 < lift < 1:
+            raise ConfigError(f"--lift {lift:g} is no share: five points are 0.05")
+        if not 0 <= rate + lift <= 1:
+            room = f"{-rate:.3f} to {1 - rate:+.3f}"
+            raise ConfigError(f"--lift {lift:g}: stable's mean is {rate:.3f}, so a canary's can differ by {room}")
+    return list(asked) or [lift for lift in LIFTS if rate + lift <= 1]
 
 
 def forecast(rules: Policy, users: float, rate: float, lift: float) -> dict[str, Any]:
@@ -132,7 +153,7 @@ def forecast(rules: Policy, users: float, rate: float, lift: float) -> dict[str,
 def plan_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a forecast in words."""
     days = {name: duration(row[key] * 86_400) if row[key] else "too rarely" for name, key in PLAN_DAYS.items()}
-    return {"true_lift": f"{row['lift']:+.0%}", "promoted": f"{row['promoted_share']:.0%}", **days}
+    return {"true_lift": f"{100 * row['lift']:+g}%", "promoted": f"{row['promoted_share']:.0%}", **days}
 
 
 PLAN_DAYS = {"half_of_them_within": "median_days", "80_%_within": "p80_days"}
@@ -216,10 +237,10 @@ def ledger_row(entry: dict[str, Any]) -> dict[str, Any]:
 def watch(rollout_id: str | None) -> None:
     """Watch a rollout live: the band of effects, how far each proof is, users, checks; until it has ended."""
     settings = current_settings()
-    with Live(console=Console(), auto_refresh=False) as live:
+    with suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:  # Ctrl-C: seen enough
         while True:
             with transaction(settings) as session:
-                found = describe_with_history(session, rollout_id)
+                found = describe_with_history(session, settings, rollout_id)
             live.update(view(found, utc_now()), refresh=True)
             if found["phase"] in FINAL:
                 return
@@ -234,19 +255,20 @@ def status(rollout_id: str | None, watch: bool, as_json: bool) -> None:
     """Show a rollout's place, evidence and transitions; default: the live one, else the last."""
     settings = current_settings()
     shown: object = None
-    while True:
-        with transaction(settings) as session:
-            found = describe_with_history(session, rollout_id)
-        text = "\n".join(status_lines(found))
-        if text != shown:
-            show_json(found) if as_json else click.echo(text + "\n" if watch else text)
-        shown = text
-        if not watch or found["phase"] in FINAL:
-            return
-        time.sleep(WATCH_INTERVAL_S)
+    with suppress(KeyboardInterrupt):
+        while True:
+            with transaction(settings) as session:
+                found = describe_with_history(session, settings, rollout_id)
+            text = "\n".join(status_lines(found))
+            if text != shown:
+                show_json(found) if as_json else click.echo(text + "\n" if watch else text)
+            shown = text
+            if not watch or found["phase"] in FINAL:
+                return
+            time.sleep(WATCH_INTERVAL_S)
 
 
-def describe_with_history(session: Session, rollout_id: str | None) -> dict[str, Any]:
+def describe_with_history(session: Session, settings: Settings, rollout_id: str | None) -> dict[str, Any]:
     """Return a rollout with its transitions. Raises Conflict where there is none."""
     if rollout_id is not None:
         row: RolloutRow | None = get_rollout(session, read_uuid(rollout_id, "rollout"))
@@ -258,13 +280,15 @@ def describe_with_history(session: Session, rollout_id: str | None) -> dict[str,
     history = [{name: getattr(t, name) for name in names} for t in list_transitions(session, row.rollout_id)]
     levels = {"alpha_harm": row.policy["alpha_harm"], "alpha_check": row.policy["alpha_check"]}
     levels["alpha_guard"] = row.policy["guardrails"]["alpha_guard"]
-    return {**(describe_rollout(row) or {}), **levels, "evidence": row.evidence, "transitions": history}
+    holds = {"mode": settings.mode, "freeze": describe_freeze(session)}
+    return {**(describe_rollout(row) or {}), **levels, **holds, "evidence": row.evidence, "transitions": history}
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
     """Return a rollout in words."""
     last = [found["ended_at"]] if found["ended_at"] else []
     lines = [f"rollout   {found['rollout_id']}", f"place     {place_text(found, *(last or [utc_now()]))}"]
+    lines += [f"held      {held}" for held in [held_text(found)] if held]
     lines += [f"evidence  {evidence_text(found)}", f"stable    {found['stable']}", ""]
     for change in found["transitions"]:
         lines.append(

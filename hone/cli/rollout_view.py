@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from hone.cli.overview_text import place_text
+from hone.cli.overview_text import held_text, place_text
 
 Facts = Mapping[str, Any]
 LABEL = 12
@@ -23,7 +23,8 @@ def view(found: Facts, now: datetime) -> Group:
     """Return the rollout as lines for a terminal; it fits 80 columns."""
     ended = found["ended_at"]
     head = Text.assemble((f"{found['canary']}", "bold"), " against ", (f"{found['stable']}", "bold"))
-    lines = [head, Text(place_text(found, ended or now), style="dim"), Text("")]
+    lines = [head, Text(place_text(found, ended or now), style="dim")]
+    lines += [*([Text(held, style="yellow")] if (held := held_text(found)) else []), Text("")]
     evidence = found["evidence"]
     if evidence.get("num_pairs"):
         lines += [

@@ -1,7 +1,7 @@
 """What people look at: the state of the whole loop in one dict, and counts of pairs and traffic. Reads only."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -206,13 +206,25 @@ FROM (
 """
 
 
-def goal_traffic(session: Session, goal: str, window: timedelta, now: datetime) -> tuple[float, float | None]:
-    """Return how many users a day rate the goal of late, replays left out, and the mean of what they say.
+@dataclass(frozen=True)
+class GoalTraffic:
+    """Who rated a goal of late, replays left out."""
 
-    The stretch is `window`, or the time since the first rating in it where that is shorter.
-    """
+    num_users: int
+    stretch: timedelta
+    "In which they did: the window, or the time since the first rating where that is shorter; an hour at least."
+    mean: float | None
+    "Of what they said; None where nobody did."
+
+    @property
+    def users_per_day(self) -> float:
+        """Return the rate."""
+        return self.num_users / (self.stretch / timedelta(days=1))
+
+
+def goal_traffic(session: Session, goal: str, window: timedelta, now: datetime) -> GoalTraffic:
+    """Return who rated the goal within the window."""
     row = session.execute(text(TRAFFIC), {"goal": goal, "since": now - window}).one()
     if not row.users:
-        return 0.0, None
-    days = max((now - row.first) / timedelta(days=1), 1 / 24)
-    return row.users / days, float(row.mean)
+        return GoalTraffic(0, window, None)
+    return GoalTraffic(row.users, max(now - row.first, timedelta(hours=1)), float(row.mean))

@@ -1,6 +1,7 @@
 """Commands of live traffic and replay, on a real Postgres and against the real gateway."""
 
 import json
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def test_the_plan_of_a_rollout_comes_from_the_votes_that_are_stored(
 ) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
-    assert "nobody rated thumbs" in run("rollout", "plan", "--policy", policy, code=1).stderr
+    assert (
+        "not enough traffic yet to tell: of the 30 people that it takes, 0"
+        in run("rollout", "plan", "--policy", policy, code=1).stderr
+    )
     asked = run(
         "rollout", "plan", "--policy", policy, "--users-per-day", 1000, "--base-rate", 0.6, "--lift", 0.3, "--json"
     )
@@ -97,14 +101,56 @@ def test_the_plan_of_a_rollout_comes_from_the_votes_that_are_stored(
 
     ago = {"occurred_at": utc_now() - timedelta(hours=12)}
     with sessions.begin() as session:
-        for n in range(10):
-            user, track = f"user{n}", "replay" if n > 7 else "stable"
+        for n in range(32):
+            user, track = f"user{n}", "replay" if n > 29 else "stable"
             vote = feedback("thumbs", f"r{n}", user=user, value=1.0 if n % 2 else -1.0, **ago)
             store_events(session, [response(f"r{n}", turn=f"t{n}", user=user, track=track)], [vote])
     found = read(run("rollout", "plan", "--policy", policy, "--lift", 0.3, "--json"))
-    assert found["users_per_day"] == pytest.approx(16, rel=0.01), "8 in half a day; replayed people do not count"
+    assert found["users_per_day"] == pytest.approx(60, rel=0.01), "30 in half a day; replayed people do not count"
     assert found["base_rate"] == 0.5
     assert "+30%" in run("rollout", "plan", "--policy", policy, "--lift", 0.3).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--lift", 5), "--lift 5 is no share: five points are 0.05"),
+        (("--lift", 0.5), "--lift 0.5: stable's mean is 0.600, so a canary's can differ by -0.600 to +0.400"),
+        (("--users-per-day", 0), "give a number above 0"),
+    ],
+)
+def test_a_plan_for_what_cannot_be_is_refused_in_one_line(
+    run: Run, tmp_path: Path, words: tuple[object, ...], said: str
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY)
+    plan = ("rollout", "plan", "--policy", policy, "--users-per-day", 1000, "--base-rate", 0.6)
+    assert said in run(*plan, *words, code=1).stderr
+
+
+def test_a_plan_from_one_vote_says_how_many_it_takes(run: Run, sessions: Sessions, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY)
+    with sessions.begin() as session:
+        vote = feedback("thumbs", "r", user="u", value=1.0, occurred_at=utc_now())
+        store_events(session, [response("r", turn="t", user="u")], [vote])
+    text = run("rollout", "plan", "--policy", policy, code=1).stderr
+    assert "not enough traffic yet to tell: of the 30 people that it takes, 1 rated thumbs in the last 7 days" in text
+
+
+def test_ctrl_c_ends_watching_calmly(run: Run, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sessions.begin() as session:
+        add_models(session)
+        enter_canary(session, start_rollout(session))
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    for words in (("watch",), ("status", "--watch")):
+        ended = run("rollout", *words)
+        assert "mode is observe: the canary is loaded, and gets no traffic" in ended.stdout
+        assert "Aborted" not in ended.output
 
 
 def test_break_glass_needs_the_gateway_alone(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def facts(**changes: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "mode": "observe",
         "freeze": None,
-        "pairs": {"num_pairs": 70, "min_pairs": 100, "missing": 30, "eta_s": 7800, "reason": "30 pairs short of 100"},
+        "pairs": {"num_pairs": 70, "min_pairs": 100, "missing": 30, "eta_s": 7800, "num_recent": 40},
         "requests": [],
         "last_run": None,
         "stable": None,
@@ -155,6 +155,15 @@ def test_a_new_install_says_what_is_missing() -> None:
     assert "observe (collects and reports" in text
     assert "hone models add DIR --stable" in text
     assert "freeze" not in text
+
+
+@pytest.mark.parametrize(
+    ("num_recent", "words"),
+    [(0, "no new ones in the last hour"), (1, "too few in the last hour to tell when (1 of the 20 that it takes)")],
+)
+def test_too_few_pairs_of_late_tell_no_time(num_recent: int, words: str) -> None:
+    text = said(pairs=facts()["pairs"] | {"eta_s": None, "num_recent": num_recent})
+    assert f"30 pairs short (70 of 100), {words}" in text
 
 
 def test_a_freeze_says_who_and_why() -> None:

@@ -20,6 +20,8 @@ FOUND: dict[str, Any] = {
     "stage_started_at": NOW - timedelta(minutes=12),
     "in_force": True,
     "ended_at": None,
+    "mode": "active",
+    "freeze": None,
     "watches": None,
     "waits_for_approval": False,
     "effect": 0.04,
@@ -69,6 +71,20 @@ def test_the_view_says_effect_proofs_users_checks_and_history_in_80_columns() ->
     assert "refused ok · length rose: NO" in text
     assert "created → canary at 1% · ready" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_holds_a_live_rollout_is_said_below_its_place() -> None:
+    assert "mode is observe: the canary is loaded, and gets no traffic before HONE_MODE=active" in unfolded(
+        shown(mode="observe")
+    )
+    freeze = {"since": NOW, "actor": "ann", "reason": "bad data"}
+    text = unfolded(shown(freeze=freeze))
+    assert "FROZEN since 2026-03-02 12:00 by ann: bad data; the canary gets nothing until `hone unfreeze`" in text
+    assert "mode is observe" not in shown(mode="observe", ended_at=NOW)
+
+
+def unfolded(text: str) -> str:
+    return " ".join(text.split())
 
 
 def test_duels_are_shown_beside_the_verdict() -> None:

@@ -13,8 +13,9 @@ def test_below_the_threshold_it_says_how_many_are_missing_and_when_they_come() -
     assert seen.reason == "30 pairs short of 100"
 
 
-def test_where_nothing_came_recently_there_is_no_estimate() -> None:
-    assert look(Counts(70), TRIGGER, ON).eta_s is None
+@pytest.mark.parametrize("num_recent", [0, 1, 19])
+def test_where_little_came_recently_there_is_no_estimate(num_recent: int) -> None:
+    assert look(Counts(70, num_recent, recent_s=600), TRIGGER, ON).eta_s is None
 
 
 def test_at_the_threshold_it_opens() -> None:
