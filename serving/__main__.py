@@ -89,7 +89,7 @@ def openapi() -> None:
 @click.option("--metrics-port", type=int, help="Serve /metrics and /healthz there.")
 def controller(metrics_host: str, metrics_port: int | None) -> None:
     """Carry rollouts out: look at the evidence, decide, send plans to the gateways."""
-    from serving.controller import run
+    from serving.looking import run
 
     sys.exit(run(load_settings(), metrics_port, metrics_host))
 

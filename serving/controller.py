@@ -7,29 +7,20 @@ carries out the same intent. Plans run out when nobody renews them: a dead contr
 
 import logging
 import os
-import signal
 import socket
-import threading
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone import metrics
-from hone.errors import Conflict, Fenced, Retryable
-from hone.health import Pulse, serve_health
 from hone.records import TrafficPlan
 from hone.rollout import FINAL, Phase, Policy, Transition
 from hone.settings import Settings
-from hone.store.engine import make_engine, make_sessions
-from hone.store.faults import Fault, fault_of
 from hone.store.leases import Lease, release_lease, renew_lease, require_lease, take_lease
 from hone.store.models import STABLE, get_alias
 from hone.store.rollout_duels import list_duels
@@ -62,8 +53,6 @@ from serving.tally import (
     start_tally,
 )
 from serving.traffic.backend import ObservedTraffic, RouterView, TrafficBackend
-from serving.traffic.choice import open_backend
-from serving.traffic.local import LOAD_TIMEOUT_S
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +239,8 @@ class Controller:
             drift_looks=drift,
             silent_s=(now - rated_at).total_seconds(),
         )
-        return evidence, shown | {"unready_since": since, "drift": [row.epoch, drift]}
+        past = past_gateways(observed)
+        return evidence, shown | {"unready_since": since, "drift": [row.epoch, drift], "past_gateways": past}
 
     def is_held(self, session: Session) -> bool:
         """Return whether nothing may move forward: the platform is frozen, or only observes."""
@@ -339,60 +329,17 @@ def count_drift(row: RolloutRow, strayed: bool, first: bool) -> int:
     return int(looks) + 1 if strayed and epoch == row.epoch and "drift" in row.evidence else 0
 
 
+def past_gateways(observed: ObservedTraffic) -> dict[str, Any] | None:
+    """Return, for people, how requests past the gateways are split and how many came; no verdict reads it."""
+    seen = observed.resource
+    if seen is None or not seen.reachable:
+        return None
+    return {"weights": dict(seen.weights), "requests": None if seen.unkeyed is None else dict(seen.unkeyed)}
+
+
 def follows(view: RouterView, plan: TrafficPlan) -> bool:
     """Return whether the router has this plan in force, whatever its fence and time."""
     seen = view.plan
     if seen is None or view.expired:
         return False
     return msgspec.structs.replace(seen, fence=plan.fence, expires_at=plan.expires_at) == plan
-
-
-def run(settings: Settings, metrics_port: int | None = None, metrics_host: str = "127.0.0.1") -> int:
-    """Look every `settings.rollout.interval_s` until SIGTERM or SIGINT; return the exit code.
-
-    Raises:
-        ConfigError: a router or the cluster refuses our key, or a setting of the backend is missing.
-    """
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request of each look says nothing
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    pulse = Pulse(max_age_s=LOAD_TIMEOUT_S + 10 * settings.rollout.interval_s)
-    server = None if metrics_port is None else serve_health(metrics_port, pulse, metrics_host)
-    sessions = make_sessions(make_engine(settings.database_url, pool_size=2, program="hone-controller"))
-    with open_backend(settings) as backend:
-        controller = Controller(sessions, backend, settings)
-        keep_looking(controller, stop, pulse)
-        with suppress(DBAPIError):  # the lease then runs out by itself
-            controller.drop_lease(datetime.now(UTC))
-    if server is not None:
-        server.shutdown()
-    return 0
-
-
-def keep_looking(controller: Controller, stop: threading.Event, pulse: Pulse) -> None:
-    """Look until `stop` is set. What may pass by itself is counted and tried again; a defect ends the program."""
-    interval_s = controller.settings.rollout.interval_s
-    while not stop.is_set():
-        started = time.monotonic()
-        try:
-            controller.look(datetime.now(UTC))
-        except Fenced as error:
-            controller.lease = None
-            count_failure("fenced", error)
-        except (Retryable, Conflict) as error:
-            count_failure(type(error).__name__.lower(), error)
-        except DBAPIError as error:
-            if fault_of(error) is not Fault.TRANSIENT:
-                raise
-            count_failure("database", error)
-        pulse.beat()
-        took_s = time.monotonic() - started
-        metrics.RECONCILE_SECONDS.observe(took_s)
-        stop.wait(max(0.0, interval_s - took_s))
-
-
-def count_failure(reason: str, error: Exception) -> None:
-    """Count and log a look that the next one will repeat."""
-    metrics.RECONCILE_FAILURES.labels(reason).inc()
-    logger.warning("this look failed, the next one tries again: %s", error)

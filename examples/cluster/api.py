@@ -16,6 +16,7 @@ import httpx
 from examples.cluster.faults import Fault, Faults
 from examples.cluster.operator import Arms, Operator, SimulatedArms, Split
 from examples.cluster.rules import RESOURCES
+from examples.cluster.spoken import Spoken
 from examples.cluster.store import Check, Manifest, Refused, Store
 
 PATH = re.compile(r"/apis/([^/]+)/([^/]+)/namespaces/([^/]+)/([^/]+)(?:/([^/]+))?")
@@ -41,6 +42,8 @@ class Cluster:
         self.operator = Operator(self.store, self.arms, self.faults)
         self.requests: Counter[tuple[str, bool]] = Counter()
         "Served so far, by version, and whether the caller named its arm."
+        self.spoken: Counter[Spoken] = Counter()
+        "Answers of real arms so far, with the weights that they came from."
         self.calls: list[tuple[str, str]] = []
         "Method and path of every request of the API that arrived."
         self._rng = random.Random(seed)

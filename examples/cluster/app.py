@@ -15,6 +15,7 @@ from starlette.routing import Route
 from examples.cluster.api import PATH, Cluster
 from examples.cluster.live import Running
 from examples.cluster.rules import V1
+from examples.cluster.spoken import as_rows, spoken
 
 ARM_TIMEOUT_S = 120.0
 WATCH_POLL_S = 0.05
@@ -32,6 +33,7 @@ class ClusterApp:
         verbs = ["GET", "POST", "PUT", "PATCH", "DELETE"]
         return [
             Route("/healthz", self.healthz),
+            Route("/spoken", self.spoken),
             Route("/apis/{rest:path}", self.api, methods=verbs),
             Route("/api/v1/query", self.api),
             Route("/services/{service}/{rest:path}", self.service, methods=verbs),
@@ -42,6 +44,10 @@ class ClusterApp:
     async def healthz(self, _: Request) -> Response:
         """The process runs."""
         return JSONResponse({"status": "ok"})
+
+    async def spoken(self, _: Request) -> Response:
+        """What the arms said so far, and from which weights; no part of Kubernetes."""
+        return JSONResponse(as_rows(self.cluster.spoken))
 
     async def api(self, request: Request) -> Response:
         """The Kubernetes API, and the one query of Prometheus."""
@@ -99,7 +105,10 @@ class ClusterApp:
         except httpx.TransportError as error:
             return JSONResponse({"error": repr(error)}, 503)
         if request.method == "POST" and answer.is_success:
-            self.cluster.requests[running[arm].arm.version, keyed] += 1
+            version = running[arm].arm.version
+            self.cluster.requests[version, keyed] += 1
+            if said := spoken(version, answer.content):
+                self.cluster.spoken[said] += 1
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
 

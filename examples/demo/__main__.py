@@ -9,7 +9,7 @@ from rich.console import Console
 from examples.demo.findings import failures, findings
 from examples.demo.report import print_report, write_report
 from examples.demo.scenario import Story, tell
-from examples.demo.seldon import BACKENDS, backend_of, require_environment, start_cluster
+from examples.demo.seldon import BACKENDS, SERVERS, backend_of, require_environment, start_cluster
 from examples.demo.show import Show
 from examples.demo.watch import DemoFailed
 from examples.demo.world import (
@@ -62,7 +62,8 @@ def run(console: Console, backend: str = "local") -> None:
     supervisor = Supervisor(STATE_FILE)
     with supervisor, UsageSampler(lambda: supervisor.running) as sampler:
         place = make_place()
-        console.print(f"[dim]data and logs in {place.data}; broker: {choose_broker(None, place.libs).reason}[/]\n")
+        console.print(f"[dim]data and logs in {place.data}; broker: {choose_broker(None, place.libs).reason}[/]")
+        console.print(f"[dim]both arms of live traffic are served by {SERVERS[backend]}[/]\n")
         with show.stage("Postgres, broker, schemas, Airflow's database", 15) as update:
             world = start_foundations(supervisor, place, update)
         with show.stage("the base model (trained from nothing once, then cached)", 73) as update:
@@ -74,7 +75,7 @@ def run(console: Console, backend: str = "local") -> None:
             start_programs(world, version, base, update)
         story = Story(version, base)
         tell(world, show, story)
-        report = findings(world, story, show.timings, sampler.usage())
+        report = findings(world, story, show.timings, sampler.usage(), backend)
         with show.stage("stop everything", 5):
             supervisor.stop_all()
     finish(report, console, list(failures(report)))

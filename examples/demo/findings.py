@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from examples.demo import watch
 from examples.demo.scenario import Story
+from examples.demo.seldon import arms
 from examples.demo.show import Timing
 from examples.demo.world import World
 from hone.local.usage import Usage
@@ -27,7 +28,7 @@ GATHERING = "gathering to the threshold"
 TOTAL = "last feedback to promotion"
 
 
-def findings(world: World, story: Story, timings: list[Timing], usage: Usage) -> dict[str, Any]:
+def findings(world: World, story: Story, timings: list[Timing], usage: Usage, backend: str = "local") -> dict[str, Any]:
     """Return everything that `report.json` holds."""
     assert story.good_rollout and story.comparison and story.bad_rollout and story.good and story.bad
     comparison = story.comparison
@@ -56,6 +57,8 @@ def findings(world: World, story: Story, timings: list[Timing], usage: Usage) ->
         "broker": f"{world.broker.kind} {world.broker.version}".strip(),
         "broker_is_durable": world.broker.durable,
         "airflow": "dag.test",
+        "backend": backend,
+        "arms": arms(world),
         "verdicts": verdicts(story),
         "models": {
             "base": story.base_version,
@@ -155,5 +158,13 @@ def failures(report: dict[str, Any]) -> Iterable[str]:
     accounted = report["events_stored"] + report["dead_letters"]
     if report["events_sent"] != accounted:
         yield f"{report['events_sent']} events were sent, {accounted} are accounted for"
+    if report["backend"] != "local" and not {arm["version"] for arm in report["arms"]} >= set(
+        report["models"].values()
+    ):
+        yield "not every version answered people through Seldon"
+    for arm in report["arms"]:
+        if arm["spoken_by_its_weights"] != arm["answers"]:
+            foreign = arm["answers"] - arm["spoken_by_its_weights"]
+            yield f"{foreign} of {arm['answers']} answers of {arm['version']} were not spoken by its weights"
     if report["events_sent"] <= 1000:
         yield f"only {report['events_sent']} events were sent"

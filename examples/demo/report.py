@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.demo.findings import GATHERING, TOTAL
+from examples.demo.seldon import SERVERS
 
 GOOD, BAD, GREY = "#1b7f5c", "#b3402a", "#8a8f98"
 
@@ -51,8 +52,10 @@ def print_report(report: dict[str, Any], console: Console, folder: Path) -> None
     console.print(
         f"\nThe promoted model wins {wins} of comparisons by a taste that the platform never saw.", highlight=False
     )
-    console.print(f"Feedback to serving: {steps(report)}.", highlight=False)
-    console.print(facts(report), highlight=False)
+    console.print(f"Feedback to serving: {steps(report)}.", highlight=False, soft_wrap=True)
+    console.print(facts(report), highlight=False, soft_wrap=True)
+    if report["arms"]:
+        console.print(served(report), highlight=False, soft_wrap=True)
     console.print(f"\nReport: {folder}/report.html, report.png, report.json", highlight=False)
 
 
@@ -72,6 +75,13 @@ def facts(report: dict[str, Any]) -> str:
     cost = f"{report['demo_seconds']:.0f} s, {report['cpu_seconds']:.0f} CPU seconds, {memory}"
     claim = "" if report["broker_is_durable"] else " (in memory: nothing about loss is claimed)"
     return f"{events}; {cost}.\nbroker: {report['broker']}{claim} · airflow: {report['airflow']}"
+
+
+def served(report: dict[str, Any]) -> str:
+    """Return who served the arms, and whether their answers came from their own weights."""
+    answers, own = (sum(arm[key] for arm in report["arms"]) for key in ("answers", "spoken_by_its_weights"))
+    server = f"{len(report['arms'])} versions behind {SERVERS[report['backend']]}"
+    return f"{server}: {own:,} of {answers:,} stored answers spoken by the weights they are credited to (by digest)"
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -131,6 +131,17 @@ def evidence_text(rollout: Facts) -> str:
     )
 
 
+def past_text(evidence: Facts) -> str:
+    """Say how requests past the gateways are split, and how many came so; nothing where only gateways split."""
+    past = evidence.get("past_gateways")
+    if not past or not past["weights"]:
+        return ""
+    requests = past["requests"]
+    counted = {name: "" if requests is None else f", {requests.get(name, 0):,} requests" for name in past["weights"]}
+    shares = [f"{name} {share:.1%}{counted[name]}" for name, share in sorted(past["weights"].items())]
+    return " · ".join(shares) + ("" if requests is not None else " (nobody counts them: seldon.prometheus_url)")
+
+
 def capture_text(kinds: Sequence[Facts]) -> str:
     """Say which kinds of feedback come in as usual, and which do not."""
     judged = [kind for kind in kinds if kind["baseline"] >= 1]

@@ -26,7 +26,7 @@ from hone.cli.context import (
     utc_now,
 )
 from hone.cli.output import duration, show_json, table, working
-from hone.cli.overview_text import evidence_text, held_text, place_text
+from hone.cli.overview_text import evidence_text, held_text, past_text, place_text
 from hone.cli.rollout_view import view
 from hone.errors import ConfigError, Conflict
 from hone.rollout import FINAL, Action, Ledger, Policy, parse_policy
@@ -289,7 +289,8 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     last = [found["ended_at"]] if found["ended_at"] else []
     lines = [f"rollout   {found['rollout_id']}", f"place     {place_text(found, *(last or [utc_now()]))}"]
     lines += [f"held      {held}" for held in [held_text(found)] if held]
-    lines += [f"evidence  {evidence_text(found)}", f"stable    {found['stable']}", ""]
+    lines += [f"evidence  {evidence_text(found)}", f"stable    {found['stable']}"]
+    lines += [*(f"unkeyed   {past}" for past in [past_text(found["evidence"])] if past), ""]
     for change in found["transitions"]:
         lines.append(
             f"{change['created_at']:%H:%M:%S}  {change['from_phase']} → {change['to_phase']} at {change['weight']:.0%}"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from hone.cli.overview_text import held_text, place_text
+from hone.cli.overview_text import held_text, past_text, place_text
 
 Facts = Mapping[str, Any]
 LABEL = 12
@@ -115,6 +115,8 @@ def check_lines(found: Facts) -> Iterator[Text]:
         Text(" · "),
         mark("routers follow", found["in_force"]),
     )
+    if past := past_text(evidence):
+        yield row("unkeyed", Text(past))
     guards = evidence.get("guards", {})
     marks = [mark(name.partition(" by ")[0], log_e < -math.log(found["alpha_guard"])) for name, log_e in guards.items()]
     if marks:

@@ -108,6 +108,15 @@ class TrafficBackend(Protocol):
         """
         ...
 
+    def split_past(self, plan: TrafficPlan) -> None:
+        """Split as the plan says what comes past the gateways, which keep theirs; nothing where nothing comes past.
+
+        Raises:
+            Fenced: the resource follows a plan with a larger fence.
+            Retryable: it was not written.
+        """
+        ...
+
     def observe(self) -> ObservedTraffic:
         """Return what is in force; what does not answer is reported as such, not raised."""
         ...

@@ -71,6 +71,9 @@ class LocalTraffic:
         if obstacles := self.gateways.send(plan):
             raise Retryable(f"plan {plan.fence} is not everywhere: {'; '.join(obstacles)}")
 
+    def split_past(self, plan: TrafficPlan) -> None:
+        """Do nothing: only the gateways split."""
+
     def observe(self) -> ObservedTraffic:
         """Ask every router for its plan, and the runtime for its models."""
         views, broken = self.gateways.observe()

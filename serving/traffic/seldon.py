@@ -107,13 +107,13 @@ class SeldonTraffic(ABC):
         """Send the plan to every gateway, then to the cluster."""
         obstacles = self.gateways.send(plan)
         try:
-            self._split(plan)
+            self.split_past(plan)
         except (Retryable, Stale) as error:
             obstacles.append(str(error))
         if obstacles:
             raise Retryable(f"plan {plan.fence} is not everywhere: {'; '.join(obstacles)}")
 
-    def _split(self, plan: TrafficPlan) -> None:
+    def split_past(self, plan: TrafficPlan) -> None:
         """Bring the resource to the plan and see that it takes effect; else go one step of the cure."""
         wanted = self.weights_of(plan)
         if self._effect.wanted != wanted:

@@ -223,6 +223,20 @@ def test_a_rollback_takes_the_share_of_every_caller(platform: Platform) -> None:
         assert set(platform.cluster.send_unkeyed(NAME, 500)) == {"old"}
 
 
+def test_what_comes_past_the_gateways_can_be_split_alone_under_the_same_fence(platform: Platform) -> None:
+    platform.prepare("old", "new")
+    platform.backend.apply(PLAN)
+    platform.backend.split_past(msgspec.structs.replace(PLAN, canary=None, canary_weight=0.0))
+    assert [router.plan for router in platform.routers] == [PLAN, PLAN]
+    assert platform.backend.observe().resource_is_without("new")
+    if platform.cluster is not None:
+        assert set(platform.cluster.send_unkeyed(NAME, 200)) == {"old"}
+        with pytest.raises(Fenced, match="follows plan 5, ours is 4"):
+            platform.backend.split_past(ALONE)
+    platform.backend.apply(PLAN)
+    assert platform.follows(PLAN)
+
+
 def test_what_serves_the_models_may_be_away_and_the_routers_still_hear(platform: Platform) -> None:
     platform.prepare("old", "new")
     platform.backend.apply(PLAN)

@@ -7,6 +7,7 @@ the real ones, and people's votes depend on nothing but the text that they were 
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from examples.cluster.api import Cluster
 from examples.cluster.app import cluster_app
 from examples.cluster.live import Microservices, MlServer, Running
+from examples.demo.seldon import credit, stored_answers
 from hone.health import Pulse
 from hone.local.processes import Supervisor
 from hone.settings import Settings
@@ -31,8 +33,9 @@ from hone.store.models import get_alias, register_model, set_alias
 from hone.store.rollouts import create_rollout, get_rollout
 from hone.store.tables import ResponseRow, RolloutRow
 from hone.weights import weights_digest
-from serving.controller import Controller, keep_looking
+from serving.controller import Controller
 from serving.gateway.app import open_gateway
+from serving.looking import keep_looking
 from serving.traffic.choice import open_backend
 from tests.support.gateway import IDENTITY_KEY, KEY, TOKEN_KEYS, broker
 from tests.support.ingest_process import Program, wait_for
@@ -217,13 +220,17 @@ def test_a_good_challenger_is_promoted_and_a_bad_one_rolled_back_on_real_seldon_
 
 
 def check_answers(live: Live) -> None:
-    """Every answer that was stored was spoken by the weights of the version that it is credited to."""
+    """Every stored answer was spoken by the weights of the version that it is credited to: by text, and by digest."""
     said = {version: ANSWERS[name] for name, version in live.versions.items()}
     wait_for(lambda: len(stored(live)) >= len(live.texts), 20)
     rows = stored(live)
     assert {row.completion for row in rows} == set(ANSWERS.values()), "all three were served"
     assert all(row.completion == said[row.model_version] for row in rows)
     assert not any(row.fallback for row in rows)
+    with live.sessions() as session:
+        found = credit(stored_answers(session), Counter({s[1:]: num for s, num in live.cluster.spoken.items()}))
+    assert {arm["version"] for arm in found} == set(said)
+    assert all(arm["spoken_by_its_weights"] == arm["answers"] > 0 for arm in found), found
 
 
 def stored(live: Live) -> list[ResponseRow]:

@@ -13,10 +13,12 @@ from examples.cluster.api import Cluster
 from examples.cluster.faults import Fault
 from hone.errors import Retryable
 from hone.settings import Settings
+from hone.store.engine import make_engine, make_sessions
 from hone.store.models import get_alias
 from hone.store.rollouts import get_rollout, request_action
 from hone.store.tables import RolloutRow
 from serving.controller import Controller
+from serving.looking import look_once
 from serving.router import Router
 from serving.traffic.seldon import SeldonTraffic
 from serving.traffic.seldon_v2 import SeldonV2
@@ -151,6 +153,26 @@ def test_without_its_api_server_a_rollback_empties_the_gateways_and_stays_open(w
     world.look()
     assert world.row().phase == "rolled_back"
     assert set(world.cluster.send_unkeyed(NAME, 100)) == {"old"}
+
+
+@pytest.mark.parametrize("end", ["its glass is broken", "its plan ran out"])
+def test_without_a_database_the_canary_leaves_the_cluster_as_it_leaves_the_gateways(world: World, end: str) -> None:
+    world.look()
+    there, nowhere = world.sessions, make_sessions(make_engine("postgresql+psycopg2://nobody@127.0.0.1:9/none"))
+    world.controller.sessions = nowhere
+    look_once(world.controller, world.clock.now)
+    assert "new" in world.cluster.send_unkeyed(NAME, 100), "the plan is in force: nothing is taken out"
+    if end == "its plan ran out":
+        world.clock.now += timedelta(seconds=61)
+    else:
+        world.router.break_glass(world.rollout_id)
+    look_once(world.controller, world.clock.now)
+    assert world.router.weight(world.clock.now) == 0.0
+    assert set(world.cluster.send_unkeyed(NAME, 100)) == {"old"}
+    world.controller.sessions = there
+    world.look()
+    assert world.row().phase == ("rolled_back" if end == "its glass is broken" else "canary")
+    assert ("new" in world.cluster.send_unkeyed(NAME, 100)) == (end == "its plan ran out")
 
 
 def test_a_canary_that_does_not_become_ready_gets_nobody(world: World) -> None:

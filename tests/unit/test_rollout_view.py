@@ -87,6 +87,18 @@ def unfolded(text: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.parametrize(
+    ("requests", "said"),
+    [
+        ({"m-1": 1204, "m-2": 410}, "m-1 75.0%, 1,204 requests · m-2 25.0%, 410 requests"),
+        (None, "m-1 75.0% · m-2 25.0% (nobody counts them: seldon.prometheus_url)"),
+    ],
+)
+def test_what_comes_past_the_gateways_is_shown_apart(requests: dict[str, int] | None, said: str) -> None:
+    past = {"weights": {"m-1": 0.75, "m-2": 0.25}, "requests": requests}
+    assert said in unfolded(shown(evidence=FOUND["evidence"] | {"past_gateways": past}))
+
+
 def test_duels_are_shown_beside_the_verdict() -> None:
     duels = {"num": 40, "num_compared": 30, "num_contrasts": 15, "contrast": 0.1, "low": -0.2, "high": 0.4}
     text = shown(evidence=FOUND["evidence"] | {"duels": duels})

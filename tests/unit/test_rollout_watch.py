@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hone.errors import ConfigError, Conflict
 from hone.records import TrafficPlan
 from hone.rollout import FINAL, Action, ArmHealth, Phase, Unit, asked, parse_policy, watch_policy
+from serving.looking import without_rows
 from serving.rollout import decide, intended_plan
 from serving.rollout_evidence import Evidence, Rollout
 from serving.router import route
 from serving.tally import fold, start_tally
+from serving.traffic.backend import ObservedTraffic, RouterView
 from tests.unit.test_rollout_decide import CALM, FAILING, POLICY, PROVEN, SLOW, START, rollout
 
 WATCH = watch_policy(POLICY)
@@ -134,6 +136,9 @@ def test_broken_glass_of_a_watch_sends_everybody_to_the_former_model(expires_in_
     broken = frozenset({UUID(int=2)})
     assert {route(plan, user, key=b"", broken=broken, now=START).model_version for user in users} == {"old"}
     assert plan.canary_weight == 0.05
+    alone = without_rows(ObservedTraffic((RouterView("a", True, plan),), frozenset(), broken), START)
+    assert alone is not None
+    assert (alone.stable, alone.canary) == ("old", None), "callers past the gateways, without a database, too"
 
 
 def test_a_plan_asks_for_duels_only_while_the_canary_answers() -> None:
