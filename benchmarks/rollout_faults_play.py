@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import event
+from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks.rollout_faults_checks import breaches_now
 from benchmarks.rollout_faults_world import PLAN_TTL_S, Crash, World
@@ -18,8 +19,10 @@ from examples.cluster.faults import Fault
 from hone.errors import Conflict, HoneError
 from hone.records import TrafficPlan
 from hone.rollout import Action
+from hone.store.engine import make_engine, make_sessions
 from hone.store.rollouts import get_rollout, request_action
 from serving.controller import CLOCK_SLACK_S, Controller
+from serving.looking import look_once
 
 MAX_STEPS, CALM_STEPS = 24, 40
 JUMP_S = 10.0
@@ -35,6 +38,8 @@ WEIGHTS = {
     "lost answer": 1,
     "router cut off": 1,
     "clock jumps": 2,
+    "database away": 1,
+    "metrics lost": 1,
     "cluster conflict": 1,
     "cluster error": 1,
     "cluster answer lost": 1,
@@ -42,6 +47,7 @@ WEIGHTS = {
     "cluster away": 1,
     "split without effect": 1,
 }
+NETWORK = ("dies between routers", "lost answer", "router cut off")
 CLUSTER = {
     "cluster conflict": Fault.CONFLICT,
     "cluster error": Fault.ERROR,
@@ -70,7 +76,10 @@ class Play:
         jump = self.rng.uniform(-JUMP_S, JUMP_S) if fault == "clock jumps" else 0.0
         try:
             with self.inject(controller, fault):
-                controller.look(world.now + timedelta(seconds=jump))
+                if fault == "database away":
+                    look_once(controller, world.now)
+                else:
+                    controller.look(world.now + timedelta(seconds=jump))
         except Crash:
             self.controllers[number] = world.controller()
         except HoneError:
@@ -81,9 +90,15 @@ class Play:
     @contextmanager
     def inject(self, controller: Controller, fault: str) -> Iterator[None]:
         """Make the fault happen during the block."""
-        world, backend, network = self.world, controller.backend, self.world.network
+        world, backend = self.world, controller.backend
         self.trouble_cluster(fault)
         with ExitStack() as undo:
+            if fault == "database away":
+                patch(undo, controller, "sessions", nowhere())
+            if fault == "metrics lost":
+                patch(undo, backend, "count_unkeyed", lambda: None)
+            if fault in NETWORK:
+                self.trouble_network(fault)
             if fault == "dies before the verdict is committed":
                 undo.enter_context(dying_commit(world.sessions.kw["bind"]))
             elif fault == "dies before sending":
@@ -96,13 +111,17 @@ class Play:
                 seen = backend.observe()
                 self.someone_else_acts()
                 patch(undo, backend, "observe", lambda: seen)
-            elif fault == "dies between routers":
-                network.die_after_puts = 1
-            elif fault == "lost answer":
-                network.lose_answers = 1
-            elif fault == "router cut off":
-                network.cut = {self.rng.choice(list(network.routers))}
             yield
+
+    def trouble_network(self, fault: str) -> None:
+        """Make the fault happen between controller and routers."""
+        network = self.world.network
+        if fault == "dies between routers":
+            network.die_after_puts = 1
+        elif fault == "lost answer":
+            network.lose_answers = 1
+        else:
+            network.cut = {self.rng.choice(list(network.routers))}
 
     def trouble_cluster(self, fault: str) -> None:
         """Make the fault happen in the cluster, where there is one."""
@@ -173,6 +192,12 @@ class Play:
             self.faults["person: refused"] += 1
 
 
+@cache
+def nowhere() -> sessionmaker[Session]:
+    """Return sessions of a database that does not answer."""
+    return make_sessions(make_engine("postgresql+psycopg2://nobody@127.0.0.1:9/none"))
+
+
 def raising(plan: TrafficPlan) -> None:
     raise Crash
 
@@ -183,9 +208,10 @@ def then_die(apply: Any, plan: TrafficPlan) -> None:
 
 
 def patch(undo: ExitStack, target: Any, name: str, value: Any) -> None:
-    """Set an attribute of the instance until the stack is left."""
+    """Set an attribute of the instance until the stack is left; then it is as it was."""
+    own = vars(target)
+    undo.callback(partial(setattr, target, name, own[name]) if name in own else partial(delattr, target, name))
     setattr(target, name, value)
-    undo.callback(delattr, target, name)
 
 
 @contextmanager
