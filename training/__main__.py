@@ -26,11 +26,13 @@ QUIET = {
 def main(arguments: list[str] | None = None) -> int:
     """Do one command and return the exit code."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    is_shown = options.command == "sweep" or getattr(options, "dry_run", False)
+    level = logging.WARNING if is_shown else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Read when torch and the hub's client are imported, which happens below.
     os.environ.update({**QUIET, **{key: value for key, value in os.environ.items() if key in QUIET}})
     try:
-        {"check": check, "recipe": recipe, "run": run}[options.command](options)
+        {"check": check, "recipe": recipe, "run": run, "sweep": sweep}[options.command](options)
     except HoneError as error:
         print(f"training failed: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | NotEnoughData) else 3
@@ -46,9 +48,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="show what would be trained, and stop")
     recipe = commands.add_parser("recipe", help="several runs, each from what an earlier one made")
     recipe.add_argument("file", type=Path, help="configs/recipes/*.toml")
+    sweep = commands.add_parser("sweep", help="one method with other levels of some keys; goes on where it was")
+    sweep.add_argument("file", type=Path, help="configs/sweeps/*.toml")
+    sweep.add_argument("--dry-run", action="store_true", help="show what would be tried, and stop")
+    sweep.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of text")
     check = commands.add_parser("check", help="check the configured spec of a method")
     check.add_argument("method", choices=get_args(Method))
-    for command in (run, recipe, check):
+    for command in (run, recipe, sweep, check):
         command.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     return parser
 
@@ -68,6 +74,21 @@ def recipe(options: argparse.Namespace) -> None:
     from training.recipe import run_recipe
 
     print(json.dumps(run_recipe(load_settings(), options.file, read_overrides(options.changes)), indent=1))
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Do a sweep's trials, or show them. Raises like `run_sweep`."""
+    from training.sweep.run import describe_sweep, run_sweep
+    from training.sweep.table import load_sweep
+    from training.sweep.view import show_plan, show_result
+
+    found = load_sweep(options.file, read_overrides(options.changes))
+    act, show = (describe_sweep, show_plan) if options.dry_run else (run_sweep, show_result)
+    result = act(load_settings(), found)
+    if options.as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(result)
 
 
 def run(options: argparse.Namespace) -> None:

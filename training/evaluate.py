@@ -29,7 +29,7 @@ Chat = list[dict[str, str]]
 Measured = dict[str, dict[str, float]]
 
 HELD_OUT = ("test", "dev")
-"""Both measure, unless a run chose its checkpoint by dev."""
+"""Both measure, unless dev chose the checkpoint or the spec."""
 EQUAL_LENGTH = 0.1
 """Largest difference of log lengths of two answers that count as equally long."""
 SCORING_BATCH = 32
@@ -94,7 +94,8 @@ def read_exam(job: Job) -> Exam:
     """Return what is asked: held-out prompts of people first, then the operator's own."""
     trained = [text_of(row["prompt"]) for row in read_rows(job.directory / "data" / "train.jsonl")]
     rows = {split: read_split(job.evaluation_data, split) for split in ("train", "dev", "test")}
-    splits = HELD_OUT if job.spec.stop.patience is None else HELD_OUT[:1]
+    is_chosen_by_dev = job.spec.evaluation.test_only or job.spec.stop.patience is not None
+    splits = HELD_OUT[:1] if is_chosen_by_dev else HELD_OUT
     held_out = {split: without_overlap(rows[split], trained) for split in splits}
     golden, general = read_checks(job.golden_tests), read_checks(job.general_prompts)
     prompts = [row["prompt"] for split in splits for row in held_out[split]]

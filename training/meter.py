@@ -108,10 +108,16 @@ def peak_of(spec: RunSpec) -> float | None:
     return each * TERA * world() if each else None
 
 
-def tflops_named(name: str) -> float | None:
-    """Return what the maker states for a GPU of this name, in dense bf16; None: the planner's tables do not know it."""
+def gpu_named(name: str) -> str | None:
+    """Return the planner's name of the GPU that a driver calls so; None: its tables do not know it."""
     words = set(re.split(r"[^a-z0-9]+", name.lower().replace("rtx ", "rtx")))
-    return next((device.tflops for key, device in load_tables().hardware.items() if key in words - {"cpu"}), None)
+    return next((key for key in load_tables().hardware if key in words - {"cpu"}), None)
+
+
+def tflops_named(name: str) -> float | None:
+    """Return what the maker states for a GPU that a driver calls so, in dense bf16; None: the tables do not know it."""
+    key = gpu_named(name)
+    return load_tables().hardware[key].tflops if key else None
 
 
 def memory() -> dict[str, float]:

@@ -21,7 +21,8 @@ from hone.records import Message
 from hone.weights import checked_base
 from training.checkpoint import publish
 from training.completions import answers_of, encode_answers, labels_of
-from training.pairs import Row, check_tokenizer, encode_pairs, read_rows
+from training.estimate import Length, estimate
+from training.pairs import Row, check_tokenizer, encode_pairs, ids_of, read_rows
 from training.spec import Job, RunSpec, needs_bitsandbytes
 from training.trackers import check_trackers
 
@@ -112,7 +113,13 @@ def inspect(job: Job) -> dict[str, Any]:
     check_run(job, tokenizer, base)
     rows = read_rows(job.directory / "data" / "train.jsonl")
     usable, dropped = encoded(rows, tokenizer, job.spec)
-    return {"num_usable": usable, "dropped": dropped, "tokenizer": tokenizer_hash(tokenizer)}
+    expected = estimate(job.spec, base, usable)
+    return {
+        "num_usable": len(usable),
+        "dropped": dropped,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "estimate": expected._asdict() if expected else None,
+    }
 
 
 def check_run(job: Job, tokenizer: Any, base: Path) -> None:
@@ -186,13 +193,15 @@ def text_of(row: Row) -> str:
     return prompt_text([Message(role=message["role"], content=message["content"]) for message in row["prompt"]])
 
 
-def encoded(rows: Sequence[Row], tokenizer: Any, spec: RunSpec) -> tuple[int, dict[str, int]]:
-    """Return how many rows the method could use, and how many it drops for which reason."""
+def encoded(rows: Sequence[Row], tokenizer: Any, spec: RunSpec) -> tuple[list[Length], dict[str, int]]:
+    """Return the lengths of the sequences that the method could use, row by row, and rows dropped by reason."""
     if spec.method in ("dpo", "reward_model"):
         pairs, dropped = encode_pairs(rows, tokenizer, spec.max_length)
-        return len(pairs), dropped
+        return [Length(len(p.prompt), (len(p.chosen) + len(p.rejected)) / 2) for p in pairs], dropped
     if spec.method in ("sft", "kto"):
         answers = answers_of(rows) if spec.method == "sft" else labels_of(rows)
         found, dropped = encode_answers(answers, tokenizer, spec.max_length)
-        return len(found), dropped
-    return len({str(row["prompt"]) for row in rows}), {}
+        return [Length(len(a.prompt), len(a.answer)) for a in found], dropped
+    prompts = {str(row["prompt"]): row["prompt"] for row in rows}.values()
+    texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
+    return [Length(len(ids), spec.samples.max_new_tokens) for ids in ids_of(texts, tokenizer)], {}

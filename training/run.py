@@ -17,6 +17,7 @@ from hone.datasets import tally
 from hone.errors import NotEnoughData
 from hone.weights import model_version_of, weights_digest
 from training.birth import write_birth
+from training.dev_rows import measure_dev
 from training.distributed import is_main, main_first, rank
 from training.evaluate import evaluate
 from training.export import export_model
@@ -116,15 +117,18 @@ def train_policy(task: Task, job: Job) -> tuple[TrainResult, dict[str, Any]]:
     """Train a policy, export it, and return what it can do beside its base."""
     result = fit(task)
     policy, rounding = to_serve(result.model, task)
-    base = job.base_directory if job.spec.export == "adapter" else None
+    kept_base = job.base_directory if job.spec.export == "adapter" else None
     shards = job.spec.max_shard_gb
-    challenger = export_model(policy, task.tokenizer, job.directory / MODEL, base=base, max_shard_gb=shards)
-    measured = evaluate(job, challenger, load_model(champion_directory(job)), task.progress)
+    challenger = export_model(policy, task.tokenizer, job.directory / MODEL, base=kept_base, max_shard_gb=shards)
+    champion = load_model(champion_directory(job))
+    measured = evaluate(job, challenger, champion, task.progress)
+    base = champion[0] if champion_directory(job) == job.base_directory else load_model(job.base_directory)[0]
     digest = weights_digest(job.directory / MODEL)
     return result, {
         "model_version": model_version_of(digest),
         "digest": digest,
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
+        "dev": measure_dev(job.directory / "data", challenger, base, job.spec.max_length),
         "training": {**summary(result, task.rows), **({"rounding": rounding} if rounding else {})},
     }
 

@@ -69,6 +69,8 @@ class Evaluation(Table):
     "Of the two-sided intervals that the gates look at."
     num_folds: int = Field(5, ge=2)
     "Folds of people among which the judge is cross-fitted."
+    test_only: bool = False
+    "Dev rows judge nothing: they have chosen this spec, as those of a sweep do."
 
     @property
     def bootstrap(self) -> Bootstrap:

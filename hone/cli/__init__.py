@@ -42,6 +42,8 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "models": "Model versions: list, show, add, override",
             "train": "Train here and now, in the foreground; the result is judged and registered, and gets no traffic",
+            "sweep": "Train with other learning rates, batches, ranks …, and say which suit; FILE is such as "
+            "configs/sweeps/dpo.toml",
             "retrain": "Ask for a retraining now; the DAG claims it",
             "requests": "Requests to retrain: list, cancel",
             "runs": "Training runs: list, show",

@@ -18,7 +18,7 @@ from hone.cli.context import (
     utc_now,
 )
 from hone.cli.output import facts, show_json, table
-from hone.cli.train import check_spec, train
+from hone.cli.train import check_spec, sweep, train
 from hone.errors import Conflict
 from hone.ids import uuid7
 from hone.overrides import read_overrides
@@ -251,4 +251,4 @@ def columns_of(row: Base) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in row.__table__.columns}
 
 
-commands = (models, train, retrain, requests, runs, lineage)
+commands = (models, train, sweep, retrain, requests, runs, lineage)

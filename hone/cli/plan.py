@@ -1,6 +1,5 @@
 """The command `hone plan`. It needs only the library, and a database where the options leave labels or model open."""
 
-import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +11,7 @@ from hone.cli.output import show_json
 from hone.cli.plan_view import plan_facts, show_plan
 from hone.errors import ConfigError
 from hone.plan.decide import Override, Question, make_plan
-from hone.plan.facts import GB, Device, Goal, Hardware, Labels, Lengths, Shape, read_shape
+from hone.plan.facts import Goal, Hardware, Labels, Lengths, Shape, read_shape, this_machine
 from hone.plan.fit import SEQUENCES
 from hone.plan.memory import Adapter
 from hone.plan.spec_text import spec_paths, spec_texts
@@ -141,13 +140,6 @@ def hardware_of(options: dict[str, Any], tables: Tables) -> Hardware:
     if options["memory_gb"]:
         device = device.model_copy(update={"memory_gb": options["memory_gb"]})
     return Hardware(name=name, device=device, gpus=options["gpus"])
-
-
-def this_machine(core: Device) -> Device:
-    """Return this machine as one device: its memory, and the speed of all its cores."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
-    cores = os.cpu_count() or 1
-    return core.model_copy(update={"memory_gb": round(memory, 1), "tflops": core.tflops * cores})
 
 
 commands = (plan,)

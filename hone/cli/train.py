@@ -1,4 +1,4 @@
-"""The command train, and the check of a training spec before anything is asked for."""
+"""The commands train and sweep, and the check of a training spec before anything is asked for."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from hone.cli.context import run_program
+from hone.cli.context import json_option, run_program
 from hone.errors import ConfigError
 from hone.local.checkout import checkout
 from hone.settings import CONFIG_VARIABLE
@@ -47,6 +47,34 @@ def train(
     words = [f"--set={key}={value}" for key, value in given.items() if value is not None]
     words += [f"--set={item}" for item in changes]
     run_program("training", "run", str(path), *words, *(["--dry-run"] if dry_run else []))
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--dataset", help="Id of a frozen or imported dataset, or a directory with train.jsonl and dev.jsonl.")
+@click.option("--base", help="Registered version or model directory to start from; default: the stable model.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Key of every trial's spec: epochs=1.")
+@click.option("--trials", type=click.IntRange(1), help="At most so many; default: the file's, or the whole grid.")
+@click.option("--dry-run", is_flag=True, help="Show trials, levels, rows and about how long, and stop.")
+@json_option
+def sweep(
+    file: Path,
+    dataset: str | None,
+    base: str | None,
+    changes: tuple[str, ...],
+    trials: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train with other learning rates, batches, ranks …, and say which suit; FILE is such as configs/sweeps/dpo.toml.
+
+    Interrupted, the same command goes on: what is done is not done again. Needs the checkout.
+    """
+    given = {"spec.dataset": dataset, "spec.base": base, "trials": trials}
+    words = [f"--set={key}={value}" for key, value in given.items() if value is not None]
+    words += [f"--set=spec.{item}" for item in changes]
+    words += [word for word, is_wanted in (("--dry-run", dry_run), ("--json", as_json)) if is_wanted]
+    run_program("training", "sweep", str(file), *words)
 
 
 def check_spec(method: str, changes: tuple[str, ...]) -> None:

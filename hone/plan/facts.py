@@ -1,6 +1,7 @@
 """What a plan starts from: labels, goal, the model's shape and the hardware."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +148,14 @@ class Lengths(Frozen):
     prompt: int = Field(150, ge=1)
     answer: int = Field(250, ge=1)
     longest: int = Field(1024, ge=8)
+
+
+def this_machine(core: Device, cores: int | None = None) -> Device:
+    """Return this machine as one device: its memory, and the speed of so many of its cores (None: all)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+    return core.model_copy(
+        update={"memory_gb": round(memory, 1), "tflops": core.tflops * (cores or os.cpu_count() or 1)}
+    )
 
 
 def shape_of(values: Mapping[str, Any], origin: str) -> Shape:
