@@ -62,10 +62,10 @@ def run_once(place: Place, spec: RunSpec, name: str, look: Look, said: Said) -> 
 def start(place: Place, job: Job, spec: Path, log: Path) -> "Child":
     """Start the run's process; what it says is appended to the log."""
     command = [str(place.settings.training_python), "-m", "training", "run", str(spec)]
+    # The run must find the directory that was made here, whichever file these settings come from.
+    env = {**environment(job), "HONE_VAR_DIR": str(place.settings.var_dir.absolute())}
     with log.open("ab") as file:
-        process = subprocess.Popen(
-            command, env=environment(job), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
     return Child(process, log)
 
 
