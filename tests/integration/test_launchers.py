@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from tests.support.training import make_job, row
 from training.__main__ import main
-from training.launch.start import RAY_PYTHON, ROOT, launch
+from training.launch.start import ROOT, launch, plan_start
 from training.spec import Job
 
 pytestmark = pytest.mark.slow
 
-RECIPE: dict[str, Any] = {"method": "dpo", "engine": "trl", "steps": 6, "batch_size": 4, "checkpoint_steps": 2}
+STEPS = 20
+RECIPE: dict[str, Any] = {"method": "dpo", "engine": "trl", "steps": STEPS, "batch_size": 4, "checkpoint_steps": 2}
 EVALUATION = {"num_prompts": 2, "num_samples": 1, "max_new_tokens": 4, "num_bootstraps": 100}
 
 
@@ -48,25 +49,35 @@ def alone(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_two_processes_train_what_one_does(alone: Path, tiny_base: Path, tmp_path: Path) -> None:
-    launch(job_of(tmp_path / "run", tiny_base, "accelerate", 2), has_gpu=False)
-    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert report["training"]["num_steps"] == 6
-    assert largest_gap(alone, tmp_path / "run") < 1e-5
-    checkpoint = tmp_path / "run" / "trl" / "checkpoint-6"
+@pytest.fixture(scope="module")
+def together(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("together") / "run"
+    launch(job_of(directory, tiny_base, "accelerate", 2), has_gpu=False)
+    return directory
+
+
+def test_two_processes_train_what_one_does(alone: Path, together: Path) -> None:
+    report = json.loads((together / "evaluation.json").read_text())
+    assert report["training"]["num_steps"] == STEPS
+    assert largest_gap(alone, together) < 1e-5
+    checkpoint = together / "trl" / f"checkpoint-{STEPS}"
     assert (checkpoint / "rng_state_1.pth").exists(), "there was another process"
     assert "rng_state_1.pth" in (checkpoint / "manifest.json").read_text(), "its part is sealed too"
 
 
-def kill_a_worker(directory: Path, driver: "subprocess.Popen[bytes]", marker: Path) -> None:
+def workers_of(driver: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    found = psutil.Process(driver.pid).children(recursive=True)
+    return [process for process in found if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def kill_a_worker(driver: "subprocess.Popen[bytes]", marker: Path, log: Path) -> None:
+    """Kill the one that is not the main process, in the middle of training."""
     deadline = time.monotonic() + 400
     while not marker.exists():
-        assert driver.poll() is None, (directory / "log").read_text()[-3000:]
-        assert time.monotonic() < deadline, (directory / "log").read_text()[-3000:]
+        assert driver.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.02)
-    workers = [
-        p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-    ]
+    workers = workers_of(driver)
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
 
@@ -74,23 +85,29 @@ def kill_a_worker(directory: Path, driver: "subprocess.Popen[bytes]", marker: Pa
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_ray_starts_again_after_a_killed_worker_and_ends_with_the_same_weights(
-    tiny_base: Path, tmp_path: Path, require: Callable[[str, str], None]
+    together: Path, tiny_base: Path, tmp_path: Path, require: Callable[[str, str], None]
 ) -> None:
-    for name in ("whole", "killed"):
-        job_of(tmp_path / name, tiny_base, "ray", 2, steps=60)
-    launch(job_of(tmp_path / "whole", tiny_base, "accelerate", 2, steps=60), has_gpu=False)
-    command = [str(RAY_PYTHON), "-m", "training.launch.ray_run", str(tmp_path / "killed" / "job.json")]
-    with (tmp_path / "killed" / "log").open("ab") as log:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    run = tmp_path / "run"
+    start = plan_start(job_of(run, tiny_base, "ray", 2), has_gpu=False)
+    with (run / "log").open("ab") as log:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        driver = subprocess.Popen(start.command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    family: list[psutil.Process] = []
     try:
-        kill_a_worker(tmp_path / "killed", driver, tmp_path / "killed" / "trl" / "checkpoint-2" / "DONE")
-        assert driver.wait(timeout=400) == 0, (tmp_path / "killed" / "log").read_text()[-3000:]
+        kill_a_worker(driver, run / "trl" / "checkpoint-2" / "DONE", run / "log")
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert driver.wait(timeout=400) == 0, (run / "log").read_text()[-3000:]
     finally:
         if driver.poll() is None:
             driver.send_signal(signal.SIGINT)
             driver.wait(timeout=30)
-    assert largest_gap(tmp_path / "whole", tmp_path / "killed") < 1e-5
+    said = (run / "log").read_text()
+    assert said.count("Started training worker group of size 2") == 2
+    assert "going on from" in said
+    assert json.loads((run / "evaluation.json").read_text())["training"]["num_steps"] == STEPS
+    assert largest_gap(together, run) == 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, "nothing is left running"
 
 
 def test_a_dry_run_prints_what_would_be_started(

@@ -4,39 +4,75 @@ A worker that dies takes the group with it; Ray starts a new group, and the run 
 checkpoint. That lies in the run's directory, which all workers must see.
 """
 
+import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from training.launch.start import ROOT
-from training.spec import load_job
+from training.spec import Job, load_job
 
-PATIENCE = {"RAY_raylet_start_wait_time_s": "300", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
-"""Ray gives up on a busy machine after 30 s; read when it is imported."""
+SETTINGS = {
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Of a Ray of our own, read at its import: patience with a busy machine, on which Ray gives up after 30 s; loopback
+instead of the machine's address (what the third one does on every system); nothing that is not needed."""
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Near the least that Ray takes: the workers meet in torch and share files, and pass nothing through the store."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Do the run as one of its processes; Ray has set rank and world and joined the processes."""
     from training.run import run_job
 
+    logging.basicConfig(level=logging.INFO)
     run_job(load_job(Path(config["job"])))
 
 
 def main(path: Path) -> None:
-    """Start the workers and wait; a failure beyond the spec's `max_restarts` is raised."""
-    for name, value in PATIENCE.items():
+    """Start the workers and wait; a failure beyond the spec's `max_restarts` is raised.
+
+    On the cluster that RAY_ADDRESS names; without it on a Ray of its own, of this machine alone and on loopback, which
+    ends with the run.
+    """
+    job = load_job(path)
+    if "RAY_ADDRESS" in os.environ:
+        import ray
+
+        ray.init(runtime_env={"env_vars": variables(job)})
+        return train(job, path)
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
+
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
+        ray.init(
+            num_cpus=job.spec.launch.world,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            runtime_env={"env_vars": variables(job)},
+            _temp_dir=scratch,
+        )
+        try:
+            train(job, path)
+        finally:
+            ray.shutdown()
+
+
+def train(job: Job, path: Path) -> None:
+    """Do the run on the Ray that is there. Raises like `main`."""
     import ray.train
     import torch
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    job = load_job(path)
-    launch = job.spec.launch
-    has_gpu = torch.cuda.is_available()
-    ray.init(num_cpus=None if has_gpu else launch.world, include_dashboard=False, runtime_env={"env_vars": variables()})
-    trainer = TorchTrainer(
+    launch, has_gpu = job.spec.launch, torch.cuda.is_available()
+    TorchTrainer(
         train_worker,
         train_loop_config={"job": str(path)},
         scaling_config=ray.train.ScalingConfig(num_workers=launch.world, use_gpu=has_gpu),
@@ -46,13 +82,13 @@ def main(path: Path) -> None:
             storage_path=str(job.directory / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=launch.max_restarts),
         ),
-    )
-    trainer.fit()
+    ).fit()
 
 
-def variables() -> dict[str, str]:
-    """Return what the workers need: the checkout on the path, nothing sent anywhere."""
-    return {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+def variables(job: Job) -> dict[str, str]:
+    """Return what the workers need: the checkout on the path, the spec's threads, nothing sent anywhere."""
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(job.spec.threads), **quiet}
 
 
 if __name__ == "__main__":
