@@ -62,7 +62,9 @@ def rollout() -> None:
 
 @rollout.command()
 @click.option("--policy", type=click.Path(path_type=Path), help="Default: [rollout] policy.")
-@click.option("--lift", "lifts", type=float, multiple=True, help="True advantage, a share: .05 is five points.")
+@click.option(
+    "--lift", "lifts", type=float, multiple=True, help="True advantage, .05 is five points; default .02 .05 .10."
+)
 @click.option("--users-per-day", type=float, help="Users a day who rate; default: those of the last 7 days.")
 @click.option("--base-rate", type=float, help="Mean outcome of stable, 0 to 1; default: that of the last 7 days.")
 @click.option("--alpha", type=float, help="Level of the rollout; default: what the ledger would give it now.")
