@@ -4,7 +4,7 @@
 
 `floor` and `fastapi` read the same act of feedback as the gateway; `fastapi` checks the token too. `feedback` is the
 gateway's own route with a broker that acknowledges at once. `upstream` is a model server that streams without thinking;
-`raw`, `starlette` pass it on in the two usual ways.
+`raw`, `aiohttp` and `starlette` pass it on: on the gateway's stack, with aiohttp, and in the usual way.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from hone.settings import Gateway as Limits
 from hone.tokens import parse_keys
 from serving.gateway.feedback import FeedbackIntake
 from serving.gateway.guard import Guard
+from serving.gateway.wire import Wire
 from serving.http import Receive, Scope, Send
 from serving.server import serve
 
@@ -184,7 +185,26 @@ def fastapi_app() -> Any:
 
 
 def raw_proxy(upstream: str) -> Any:
-    """A bare pass-through on the gateway's own stack: raw ASGI and aiohttp, no key, token, routing or record."""
+    """A bare pass-through on the gateway's own stack: raw ASGI and its wire, no key, token, routing or record."""
+    client: list[Wire] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if not client:
+            client.append(Wire(connect_timeout_s=5, timeout_s=60))
+        body, headers = (await receive())["body"], {"content-type": "application/json"}
+        got = await client[0].request("POST", upstream + CHAT_PATH, headers, body)
+        await send(began(got.status, got.headers[b"content-type"]))
+        while data := await got.some():
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+def aiohttp_proxy(upstream: str) -> Any:
+    """The same pass-through with aiohttp as the client."""
     client: list[aiohttp.ClientSession] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,15 +212,18 @@ def raw_proxy(upstream: str) -> Any:
             return
         if not client:
             client.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False))
-        body = (await receive())["body"]
-        async with client[0].post(upstream + CHAT_PATH, data=body, headers={"content-type": "application/json"}) as got:
-            kind = got.headers["content-type"].encode()
-            await send({"type": "http.response.start", "status": got.status, "headers": [(b"content-type", kind)]})
+        body, headers = (await receive())["body"], {"content-type": "application/json"}
+        async with client[0].post(upstream + CHAT_PATH, data=body, headers=headers) as got:
+            await send(began(got.status, got.headers["content-type"].encode()))
             async for data in got.content.iter_any():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     return app
+
+
+def began(status: int, kind: bytes) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]}
 
 
 def starlette_proxy(upstream: str) -> Any:
@@ -238,9 +261,9 @@ def main(name: str, port: int, upstream: str = "") -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_protocol(protocols[name], port))
     makers = {"feedback": feedback_app, "fastapi": fastapi_app}
-    proxies = {"raw": raw_proxy, "starlette": starlette_proxy}
+    proxies = {"raw": raw_proxy, "aiohttp": aiohttp_proxy, "starlette": starlette_proxy}
     app = makers[name]() if name in makers else proxies[name](upstream)
-    asyncio.run(serve(app, "127.0.0.1", port))
+    serve(app, "127.0.0.1", port)
 
 
 if __name__ == "__main__":

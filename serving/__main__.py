@@ -1,6 +1,5 @@
 """Programs that serve: `python -m serving gateway | runtime | vllm | controller`."""
 
-import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -33,7 +32,7 @@ def gateway(host: str, port: int) -> None:
     from serving.gateway.app import open_gateway
 
     require_free([("gateway", port)], host)
-    asyncio.run(serve(open_gateway(load_settings(), host), host, port))
+    serve(open_gateway(load_settings(), host), host, port)
 
 
 @cli.command()
@@ -52,7 +51,7 @@ def runtime(host: str, port: int, models: tuple[str, ...], threads: int) -> None
     torch.set_num_threads(threads)
     pairs = [model.partition("=") for model in models]
     loaded = {version: load_model(version, Path(directory)) for version, _, directory in pairs}
-    asyncio.run(serve(runtime_app(loaded), host, port))
+    serve(runtime_app(loaded), host, port)
 
 
 @cli.command()

@@ -76,6 +76,68 @@ class NoEvent:
 NO_EVENT = NoEvent()
 
 
+class Gathered(asyncio.Transport):
+    """A transport that hands on in one piece what was written to it between two looks of the loop at the network.
+
+    The head of an answer and its first bytes, or its last bytes and its end, are then one system call and one packet.
+    Nothing waits for anything: the loop sends it before it does anything else.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport, self._loop = transport, asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        """Send this with what else is written in this turn of the loop."""
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+
+    def write_now(self, data: bytes) -> None:
+        """Send this, after what waits."""
+        if self._parts:
+            self._parts.append(data)
+            return self.flush()
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._parts and not self._transport.is_closing():
+            self._transport.write(b"".join(self._parts))
+        self._parts.clear()
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        self.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Say whether the connection is closed or about to be."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what the transport knows."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Read nothing more."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._transport.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Give the connection to another protocol."""
+        self.flush()
+        self._transport.set_protocol(protocol)
+
+
 class HoneProtocol(HttpToolsProtocol):
     """uvicorn's connection, with the short way and the clocks."""
 
@@ -91,7 +153,8 @@ class HoneProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock of the first request."""
-        super().connection_made(transport)
+        self.gathered = Gathered(transport)
+        super().connection_made(self.gathered)
         self.due = self.loop.time() + self.limits.head_timeout_s
 
     def on_message_begin(self) -> None:
@@ -172,7 +235,7 @@ class HoneProtocol(HttpToolsProtocol):
         if not cycle.keep_alive:
             head.append(b"connection: close\r\n")
         head += (b"content-type: ", content_type, b"\r\ncontent-length: %d\r\n\r\n" % len(body), body)
-        self.transport.write(b"".join(head))
+        self.gathered.write_now(b"".join(head))
         cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()
@@ -221,7 +284,7 @@ def make_server(app: Any, host: str, port: int, limits: Limits = DEFAULT_LIMITS)
     return HoneServer(config)
 
 
-async def serve(app: Any, host: str, port: int, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Serve until SIGTERM or SIGINT; requests in flight end first."""
-    with suppress(asyncio.CancelledError):
-        await make_server(app, host, port, limits).serve()
+def serve(app: Any, host: str, port: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Serve on uvloop until SIGTERM or SIGINT; requests in flight end first."""
+    with suppress(KeyboardInterrupt):
+        make_server(app, host, port, limits).run()

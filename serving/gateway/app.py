@@ -74,6 +74,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Bring what was answered to Kafka, or to the file."""
+        self.recorder.send_taken()
         await self.publisher.flush(CLOSE_TIMEOUT_S)
         await self.recorder.drain()
         await self.publisher.close()

@@ -1,13 +1,14 @@
 """`POST /v1/chat/completions`: routed, passed on byte by byte, and recorded once it is over."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import aiohttp
 import msgspec
+from prometheus_client import Counter, Histogram
 
 from hone import metrics
 from hone.ids import uuid7
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 CLIENTS_FAULT = frozenset({400, 413, 422, 429})
 """Statuses of a model server that tell the client something about its own request."""
-BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
-"""What reading from a server raises that broke off or went silent."""
 EVENT_STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
@@ -140,7 +139,7 @@ class Chat:
             await (self._relay(exchange, opened, send) if exchange.ask.stream else self._whole(exchange, opened, send))
         finally:
             if not exchange.whole:
-                opened.response.close()
+                opened.reply.close()
 
     async def _open(self, exchange: Exchange) -> Opened:
         """Ask the arm that was chosen; if it is the canary and fails before its first byte, ask stable."""
@@ -174,7 +173,7 @@ class Chat:
     async def _whole(self, exchange: Exchange, opened: Opened, send: Send) -> None:
         """Send an answer that came in one piece."""
         exchange.upstream_ended = time.perf_counter()
-        exchange.tee(opened.first)
+        exchange.reading.feed(opened.first)
         rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
         body = rewriter.document(opened.first) if rewriter else opened.first
         exchange.first_byte = time.perf_counter()
@@ -187,8 +186,8 @@ class Chat:
         """Send what the hook lets out. Nothing of an answer leaves, or is recorded, before the hook has seen all."""
         stream = exchange.ask.stream
         try:
-            body = await all_of(opened) if stream else opened.first
-        except BROKEN as error:
+            body = opened.first + await opened.reply.all()
+        except OSError as error:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
             exchange.failed = True
             return await answer_problem(send, as_problem(UpstreamFailed(None, repr(error))))
@@ -197,7 +196,7 @@ class Chat:
         if not judgement.allow:
             exchange.withheld = judgement.reason
             body = withheld(body, judgement.replacement, stream=stream)
-        exchange.tee(body)
+        exchange.reading.feed(body)
         rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
         if rewriter:
             body = rewriter.feed(body) + rewriter.flush() if stream else rewriter.document(body)
@@ -214,11 +213,13 @@ class Chat:
         last = b""
         try:
             while data:
-                exchange.tee(data)
-                await self._pass_on(exchange, rewriter.feed(data) if rewriter else data, send)
-                data = await opened.response.content.readany()
+                try:
+                    await self._pass_on(exchange, rewriter.feed(data) if rewriter else data, send)
+                finally:
+                    exchange.reading.feed(data)
+                data = await opened.reply.some()
             exchange.whole = True
-        except BROKEN as error:
+        except OSError as error:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
             exchange.failed, last = True, broken_event()
         exchange.upstream_ended = time.perf_counter()
@@ -261,14 +262,6 @@ async def cancel_when_gone(receive: Receive, answering: "asyncio.Task[None]", go
     answering.cancel()
 
 
-async def all_of(opened: Opened) -> bytes:
-    """Return the whole stream."""
-    parts = [opened.first]
-    while data := await opened.response.content.readany():
-        parts.append(data)
-    return b"".join(parts)
-
-
 def first_answer(exchange: Exchange) -> FirstAnswer | None:
     """Return what a regenerate of this turn repeats; None unless the user's own arm of a rollout answered."""
     decision = exchange.decision
@@ -302,8 +295,20 @@ def broken_event() -> bytes:
 
 def count(outcome: str, status: int, track: Track | str = "none") -> None:
     """Count an answer."""
-    metrics.CHAT_ANSWERS.labels(track, outcome).inc()
-    metrics.GATEWAY_REQUESTS.labels("chat", status).inc()
+    for counter in counters(outcome, status, track):
+        counter.inc()
+
+
+@functools.cache
+def counters(outcome: str, status: int, track: Track | str) -> tuple[Counter, Counter]:
+    """Return the counters of such an answer; prometheus-client looks its children up under a lock."""
+    return metrics.CHAT_ANSWERS.labels(track, outcome), metrics.GATEWAY_REQUESTS.labels("chat", status)
+
+
+@functools.cache
+def clocks(track: Track) -> tuple[Histogram, Histogram]:
+    """Return the histograms of an arm's answers: to the end, and to the first byte."""
+    return metrics.CHAT_SECONDS.labels(track), metrics.CHAT_FIRST_BYTE_SECONDS.labels(track)
 
 
 def observe(exchange: Exchange, *, completed: bool) -> None:
@@ -311,9 +316,10 @@ def observe(exchange: Exchange, *, completed: bool) -> None:
     outcome = "completed" if completed else "partial" if exchange.begun else "failed"
     count(outcome, 200 if exchange.begun else 502, exchange.track)
     ended = exchange.ended or exchange.arrived
-    metrics.CHAT_SECONDS.labels(exchange.track).observe(ended - exchange.arrived)
+    to_end, to_first_byte = clocks(exchange.track)
+    to_end.observe(ended - exchange.arrived)
     if exchange.first_byte is not None:
-        metrics.CHAT_FIRST_BYTE_SECONDS.labels(exchange.track).observe(exchange.first_byte - exchange.arrived)
+        to_first_byte.observe(exchange.first_byte - exchange.arrived)
     if exchange.asked_at is not None and exchange.upstream_ended is not None:
         added = (exchange.asked_at - exchange.arrived) + (ended - exchange.upstream_ended)
         metrics.CHAT_OVERHEAD_SECONDS.observe(added)

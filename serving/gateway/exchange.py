@@ -1,13 +1,13 @@
 """One chat request from decision to record."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from hone.records import Response, Track
 from hone.tokens import Claims
 from serving.gateway.ask import Ask
-from serving.gateway.sse import MAX_TEE_BYTES, summarize
+from serving.gateway.sse import Reading
 from serving.router import Decision
 
 MAX_COMPLETION_BYTES = 512 * 1024
@@ -37,11 +37,14 @@ class Exchange:
     "When the upstream was asked (again, after a fallback)."
     upstream_ended: float | None = None
     ended: float | None = None
-    body: bytearray = field(default_factory=bytearray)
     withheld: str | None = None
     "Why the response hook did not let the model's answer out; None where it did."
     whole: bool = False
     "Whether the upstream's answer came to its end, and went out."
+
+    def __post_init__(self) -> None:
+        self.reading = Reading(stream=self.ask.stream)
+        "What the answer says."
 
     @property
     def track(self) -> Track:
@@ -58,11 +61,6 @@ class Exchange:
         """Say whether a registered upstream answers, outside of rollouts."""
         return self.decision.track is Track.REPLAY
 
-    def tee(self, data: bytes) -> None:
-        """Keep a copy for the record, within bounds."""
-        if len(self.body) + len(data) <= MAX_TEE_BYTES:
-            self.body += data
-
     def claims(self, now: datetime, ttl_s: int) -> Claims:
         """Return what the token of this answer says."""
         ask = self.ask
@@ -74,11 +72,11 @@ class Exchange:
 
     def is_complete(self) -> bool:
         """Say whether the bytes so far are an answer with a finish reason."""
-        return summarize(self.body, stream=self.ask.stream).finish_reason is not None
+        return self.reading.summary().finish_reason is not None
 
     def response(self, created_at: datetime) -> Response:
         """Return the record of what was served, also of an answer that broke off."""
-        summary = summarize(self.body, stream=self.ask.stream)
+        summary = self.reading.summary()
         completion, is_all = storable(summary.text)
         ended = self.ended or self.arrived
         return Response(

@@ -1,16 +1,18 @@
 """A team's own check of answers (safety, grounding), asked over HTTP before an answer leaves."""
 
+import asyncio
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import aiohttp
 import msgspec
 
 from hone import metrics
 from hone.settings import Gateway as Limits
 from serving.gateway.exchange import MAX_COMPLETION_BYTES, Exchange
 from serving.gateway.sse import Summary, events
+from serving.gateway.wire import Wire
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +54,8 @@ class Hook:
     def __init__(self, limits: Limits) -> None:
         """`limits.response_hook_url` is set."""
         self._url, self._passes = limits.response_hook_url or "", limits.response_hook_on_failure == "pass"
-        timeout = aiohttp.ClientTimeout(total=limits.response_hook_timeout_s)
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
-        self._client = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        self._timeout_s = limits.response_hook_timeout_s
+        self._wire = Wire(connect_timeout_s=self._timeout_s, timeout_s=self._timeout_s)
         self._failing = False
 
     async def judge(self, exchange: Exchange, summary: Summary) -> Judgement:
@@ -70,19 +71,21 @@ class Hook:
         return judgement
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._client.close()
+        """Close every connection that is idle."""
+        await self._wire.close()
 
     async def _ask(self, body: bytes) -> HookAnswer:
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
         try:
-            async with self._client.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
-                status, answer = response.status, await response.read()
+            async with asyncio.timeout(self._timeout_s):
+                reply = await self._wire.request("POST", self._url, headers, body)
+                with closing(reply):
+                    answer = await reply.all()
         except TimeoutError:
             raise HookFailed("timeout", "no answer in time") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise HookFailed("unreachable", f"{type(error).__name__}: {error}") from None
-        return read_answer(status, answer)
+        return read_answer(reply.status, answer)
 
     def _note(self, error: HookFailed | None) -> None:
         """Log when the hook begins to fail, and when it answers again; metrics count each failure."""

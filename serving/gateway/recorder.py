@@ -5,6 +5,7 @@ answer and the broker's word, or if both Kafka and the disk refuse it; the latte
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from hone import metrics
-from hone.errors import InvalidEvent, Retryable
+from hone.errors import HoneError, InvalidEvent, Retryable
 from hone.records import RESPONSES_TOPIC, Response
 from serving.gateway.publisher import Publisher
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 REPLAY_INTERVAL_S = 2.0
 REPLAY_CHUNK = 500
+GATHER_S = 0.02
+"""How long answers are gathered. Nobody waits for them, and a request to the broker costs as much CPU as an answer."""
 
 
 class Spill:
@@ -67,18 +70,33 @@ class Recorder:
 
     def __init__(self, publisher: Publisher, spill: Spill) -> None:
         self.publisher, self.spill = publisher, spill
-        self._pending: set[asyncio.Task[None]] = set()
+        self._taken: list[Response] = []
+        self._pending: set[asyncio.Future[None]] = set()
 
     def record(self, response: Response) -> None:
         """Take a response; it reaches Kafka, or the file, soon after."""
-        task = asyncio.create_task(self._deliver(response.conversation_id.bytes, msgspec.json.encode(response)))
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
+        if not self._taken:
+            asyncio.get_running_loop().call_later(GATHER_S, self.send_taken)
+        self._taken.append(response)
+
+    def send_taken(self) -> None:
+        """Send what was taken, together."""
+        taken, self._taken = self._taken, []
+        for response in taken:
+            line = msgspec.json.encode(response)
+            try:
+                sent = self.publisher.send(RESPONSES_TOPIC, response.conversation_id.bytes, line)
+            except HoneError as error:
+                self._keep(line, error)
+            else:
+                self._pending.add(sent)
+                sent.add_done_callback(functools.partial(self._settled, line))
 
     async def drain(self) -> None:
         """Return once every response taken so far is in Kafka or in the file."""
+        self.send_taken()
         while self._pending:
-            await asyncio.gather(*self._pending, return_exceptions=True)
+            await asyncio.wait(self._pending)
 
     async def replay(self) -> None:
         """Bring the file's lines to Kafka, again and again; until cancelled."""
@@ -110,13 +128,18 @@ class Recorder:
         except (msgspec.DecodeError, InvalidEvent) as error:
             lose(f"a line of {self.spill.replaying}", error)
 
-    async def _deliver(self, key: bytes, line: bytes) -> None:
-        try:
-            await self.publisher.send(RESPONSES_TOPIC, key, line)
-        except InvalidEvent as error:
-            lose("a response", error)
-        except Retryable:
-            await asyncio.to_thread(self._spill, line)
+    def _settled(self, line: bytes, sent: "asyncio.Future[None]") -> None:
+        """Let go of what the broker has, and keep what it has not."""
+        self._pending.discard(sent)
+        if (error := sent.exception()) is not None:
+            self._keep(line, error)
+
+    def _keep(self, line: bytes, error: BaseException) -> None:
+        if isinstance(error, InvalidEvent):
+            return lose("a response", error)
+        spilling = asyncio.ensure_future(asyncio.to_thread(self._spill, line))
+        self._pending.add(spilling)
+        spilling.add_done_callback(self._pending.discard)
 
     def _spill(self, line: bytes) -> None:
         try:

@@ -4,16 +4,14 @@ v1 speaks Seldon's protocol (`jsonData`), v2 the Open Inference Protocol v2 (one
 a client that asked for a stream gets one chunk.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import aiohttp
 import msgspec
 
 from hone.settings import Settings, Upstream
-from serving.gateway.upstreams import HEALTH_TIMEOUT_S, Opened, Target, UpstreamFailed, Upstreams, close
+from serving.gateway.upstreams import Opened, Target, UpstreamFailed, Upstreams, reading
 from serving.router import Router
 from serving.traffic.seldon_v1 import service_name
 from serving.traffic.seldon_v2 import model_name
@@ -141,43 +139,23 @@ class SeldonUpstreams(Upstreams):
         chat = msgspec.json.decode(body, type=Document)
         version, usage = str(chat.pop("model")), bool((chat.pop("stream_options", None) or {}).get("include_usage"))
         chat.pop("stream", None)
-        response, raw = await self._post(self.line.call(version, chat, answer_id))
-        if response.status != 200:
-            raise UpstreamFailed(
-                response.status, attempt(self.line.refusal, raw) or raw[:2000].decode(errors="replace")
-            )
+        call = self.line.call(version, chat, answer_id)
+        headers = {"content-type": "application/json", "accept-encoding": "identity", **call.headers}
+        reply = await self.ask("POST", call.url, headers, msgspec.json.encode(call.body))
+        raw = await reading(reply, reply.all)
+        if reply.status != 200:
+            refusal = attempt(self.line.refusal, raw) or raw[:2000].decode(errors="replace")
+            raise UpstreamFailed(reply.status, refusal)
         completion = attempt(self.line.read, raw)
         if completion is None:
             raise UpstreamFailed(None, f"no chat completion in {raw[:200]!r}")
         completion |= {"id": answer_id, "model": model}
-        return Translated(response, as_events(completion, usage=usage) if stream else msgspec.json.encode(completion))
-
-    async def _post(self, call: Call) -> tuple[aiohttp.ClientResponse, bytes]:
-        """Send a request and read all of its answer; a client that leaves closes the connection."""
-        headers = {"content-type": "application/json", "accept-encoding": "identity", **call.headers}
-        body = msgspec.json.encode(call.body)
-        response: aiohttp.ClientResponse | None = None
-        try:
-            response = await self._client.post(call.url, data=body, headers=headers, allow_redirects=False)
-            return response, await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            close(response)
-            raise UpstreamFailed(None, f"{type(error).__name__}: {error}") from error
-        except asyncio.CancelledError:
-            close(response)
-            raise
+        return Translated(reply, as_events(completion, usage=usage) if stream else msgspec.json.encode(completion))
 
     async def _answers(self) -> bool:
         """Say whether the stable version is ready."""
         version = self.stable()
-        if version is None:
-            return False
-        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
-        try:
-            async with self._client.get(self.line.health_url(version), timeout=timeout) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
+        return version is not None and await self.is_there(self.line.health_url(version))
 
 
 def attempt(reader: Callable[[Document], Any], raw: bytes) -> Any:

@@ -67,5 +67,5 @@ class Shadow:
         except UpstreamFailed as error:
             exchange.failed = True
             return self.upstreams.note(decision.model_version, error)
-        exchange.tee(opened.first)
+        exchange.reading.feed(opened.first)
         exchange.whole = True

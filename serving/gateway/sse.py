@@ -1,12 +1,13 @@
 """What an upstream's answer says, whole or as server-sent events: read once, after it was passed on."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
 
-MAX_TEE_BYTES = 8 << 20
-"""More of an answer than this is passed on, but not kept for the record."""
+MAX_KEPT_BYTES = 8 << 20
+"""More of an answer's text, or of one line, is passed on, but not kept for the record."""
 
 
 class Usage(msgspec.Struct):
@@ -48,29 +49,127 @@ class Summary:
 
 
 CHUNK = msgspec.json.Decoder(Chunk)
+MARK = b"data:"
+TEXTS = msgspec.json.Decoder(list[str])
+TEXT = re.compile(rb'"content":\s?("(?:[^"\\\n]|\\.)*")')
+PROBE = "\ue000"
+JUST_TEXT = Summary(PROBE, None, None, None)
 FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def summarize(body: bytes | bytearray, *, stream: bool) -> Summary:
-    """Return what the answer says; pieces that are no JSON of the expected shape are left out."""
-    texts, finish_reason, usage = [], None, Usage()
-    for data in events(body) if stream else (bytes(body),):
+def summarize(body: bytes, *, stream: bool) -> Summary:
+    """Return what a body says; pieces that are no JSON of the expected shape are left out."""
+    reading = Reading(stream=stream)
+    reading.feed(body)
+    return reading.summary()
+
+
+class Reading:
+    """What an answer says so far, read as it passes; of its bytes only an open line is kept."""
+
+    def __init__(self, *, stream: bool) -> None:
+        self._stream, self._open, self._size = stream, b"", 0
+        self.texts: list[str] = []
+        self.finish_reason: str | None = None
+        self.usage = Usage()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, of which the wire may have cut an event in two."""
+        data = self._open + data
+        end = data.rfind(b"\n") + 1 if self._stream else 0
+        self._open = data[end:] if len(data) - end <= MAX_KEPT_BYTES else b""
+        if end:
+            self._add_events(data[:end])
+
+    def summary(self) -> Summary:
+        """Return all of it, with the line that is still open."""
+        last = Reading(stream=True)
+        for data in events(self._open) if self._stream else (self._open,):
+            last.add(data)
+        usage = last.usage if last.usage != Usage() else self.usage
+        text = "".join([*self.texts, *last.texts])
+        return Summary(text, last.finish_reason or self.finish_reason, usage.prompt_tokens, usage.completion_tokens)
+
+    def add(self, data: bytes) -> None:
+        """Take an event, or a whole completion."""
         try:
             chunk = CHUNK.decode(data)
         except msgspec.DecodeError:
-            continue
-        usage = chunk.usage or usage
+            return
+        self.usage = chunk.usage or self.usage
         for choice in chunk.choices[:1]:
             part = choice.delta or choice.message
-            texts.append((part.content if part else None) or "")
-            finish_reason = choice.finish_reason or finish_reason
-    return Summary("".join(texts), finish_reason, usage.prompt_tokens, usage.completion_tokens)
+            self._say([(part.content if part else None) or ""])
+            self.finish_reason = choice.finish_reason or self.finish_reason
+
+    def _add_events(self, lines: bytes) -> None:
+        """Take whole lines."""
+        run = find_run(lines)
+        if run is not None:
+            self._add_each(run.before)
+            self._say(run.texts)
+            lines = run.after
+        self._add_each(lines)
+
+    def _add_each(self, lines: bytes) -> None:
+        for data in events(lines):
+            self.add(data)
+
+    def _say(self, texts: list[str]) -> None:
+        self._size += sum(map(len, texts))
+        if self._size <= MAX_KEPT_BYTES:
+            self.texts += texts
 
 
-def events(body: bytes | bytearray) -> Iterator[bytes]:
+@dataclass(frozen=True)
+class Run:
+    """A stream with many events that differ in nothing but their text: these texts, and the stream around them."""
+
+    before: bytes
+    texts: list[str]
+    after: bytes
+
+
+def find_run(body: bytes) -> Run | None:
+    """Return the run of alike events around the middle of a stream, read at once; None where events differ.
+
+    Every event of it begins with the same bytes and ends with the same bytes. What is between them are then the strings
+    of one JSON list, and one call reads it: in a third of the time of event by event.
+    """
+    frame = find_frame(body)
+    if frame is None:
+        return None
+    head, tail = frame
+    start, end = body.find(head), body.rfind(tail)
+    pieces, rest = body[start + len(MARK) : end].split(tail + MARK), head[len(MARK) :]
+    texts = [piece[len(rest) :] for piece in pieces if piece.startswith(rest)]
+    if len(texts) != len(pieces) or (start > 0 and body[start - 1 : start] != b"\n"):
+        return None
+    try:
+        read = TEXTS.decode(b"[" + b",".join(texts) + b"]")
+    except msgspec.DecodeError:
+        return None
+    return Run(body[:start], read, body[end + len(tail) :]) if len(read) == len(texts) else None
+
+
+def find_frame(body: bytes) -> tuple[bytes, bytes] | None:
+    """Return what surrounds the text of the event in the middle: an event that holds a text and nothing else."""
+    start = body.rfind(b"\n" + MARK, 0, len(body) // 2) + 1
+    end = body.find(b"\n" + MARK, start) + 1
+    text = TEXT.search(body, start, end)
+    if not start or not end or text is None:
+        return None
+    head, tail = body[start : text.start(1)], body[text.end(1) : end]
+    probe = Reading(stream=True)
+    for data in events(head + msgspec.json.encode(PROBE) + tail):
+        probe.add(data)
+    return (head, tail) if probe.summary() == JUST_TEXT else None
+
+
+def events(body: bytes) -> Iterator[bytes]:
     """Yield the data of each whole event but the closing `[DONE]`."""
-    for line in bytes(body).split(b"\n"):
-        if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+    for line in body.split(b"\n"):
+        if line.startswith(MARK) and (data := line[5:].strip()) != b"[DONE]":
             yield data
 
 

@@ -3,14 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
-
-import aiohttp
 
 from hone.records import Track
 from hone.settings import Upstream
+from serving.gateway.wire import Reply, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +59,13 @@ def foreign(other: Upstream) -> Target:
 class Opened:
     """An answer that has begun: its first bytes are here (all of them where it does not stream)."""
 
-    response: aiohttp.ClientResponse
+    reply: Reply
     first: bytes
 
     @property
     def echoes(self) -> bool:
         """Say whether id and model name are already those that we asked for."""
-        return "x-hone-echo" in self.response.headers
+        return b"x-hone-echo" in self.reply.headers
 
 
 class Upstreams:
@@ -80,9 +78,7 @@ class Upstreams:
         others: Mapping[str, Upstream] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
-        self._client = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        self._wire = Wire(connect_timeout_s=CONNECT_TIMEOUT_S, timeout_s=timeout_s)
         self.runtime_url, self._clock = runtime_url.rstrip("/"), clock
         self._others = {name: foreign(other) for name, other in (others or {}).items()}
         self._named: dict[str, NamedUpstream] = {}
@@ -120,21 +116,24 @@ class Upstreams:
         headers = {"content-type": "application/json", "accept-encoding": "identity", **target.headers}
         if target.echoes:
             headers |= {"x-request-id": answer_id, "x-model-alias": header_safe(model)}
-        response: aiohttp.ClientResponse | None = None
+        reply = await self.ask("POST", target.url + CHAT_PATH, headers, body)
+        streams = stream and reply.status == 200
+        first = await (reading(reply, reply.some) if streams else reading(reply, reply.all))
+        if reply.status != 200 or not first:
+            reply.close()
+            raise UpstreamFailed(reply.status, first[:2000].decode("utf-8", "replace") or "an empty answer")
+        return Opened(reply, first)
+
+    async def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        """Return the answer once its head is here. The caller reads it to its end or closes it.
+
+        Raises:
+            UpstreamFailed: there was none, or not in time.
+        """
         try:
-            response = await self._client.post(
-                target.url + CHAT_PATH, data=body, headers=headers, allow_redirects=False
-            )
-            first = await response.content.readany() if stream and response.status == 200 else await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            close(response)
-            raise UpstreamFailed(None, f"{type(error).__name__}: {error}") from error
-        except asyncio.CancelledError:
-            close(response)
-            raise
-        if response.status != 200 or not first:
-            fail(response, first)
-        return Opened(response, first)
+            return await self._wire.request(method, url, headers, body)
+        except OSError as error:
+            raise no_answer(error) from error
 
     def note(self, model_version: str, error: UpstreamFailed | None) -> None:
         """Log when a version begins to fail, and when it answers again; not each failure (metrics count those)."""
@@ -152,28 +151,42 @@ class Upstreams:
         return self._healthy
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._client.close()
+        """Close every connection that is idle."""
+        await self._wire.close()
 
     async def _answers(self) -> bool:
-        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
+        return await self.is_there(f"{self.runtime_url}/v1/models")
+
+    async def is_there(self, url: str) -> bool:
+        """Say whether a GET is answered with 200, soon."""
         try:
-            async with self._client.get(f"{self.runtime_url}/v1/models", timeout=timeout) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                reply = await self.ask("GET", url, {})
+                await reading(reply, reply.all)
+                return reply.status == 200
+        except (UpstreamFailed, TimeoutError):
             return False
 
 
-def close(response: aiohttp.ClientResponse | None) -> None:
-    """Close the connection, so that the server stops working on the answer."""
-    if response is not None:
-        response.close()
+async def reading(reply: Reply, read: Callable[[], Awaitable[bytes]]) -> bytes:
+    """Return what is read; where that fails or the caller leaves, the server stops.
+
+    Raises:
+        UpstreamFailed: it broke off, or went silent.
+    """
+    try:
+        return await read()
+    except OSError as error:
+        reply.close()
+        raise no_answer(error) from error
+    except asyncio.CancelledError:
+        reply.close()
+        raise
 
 
-def fail(response: aiohttp.ClientResponse, body: bytes) -> NoReturn:
-    """Raise what a refusal or an empty answer means."""
-    response.close()
-    raise UpstreamFailed(response.status, body[:2000].decode("utf-8", "replace") or "an empty answer")
+def no_answer(error: OSError) -> UpstreamFailed:
+    """Return what the error means."""
+    return UpstreamFailed(None, f"{type(error).__name__}: {error}")
 
 
 def header_safe(text: str) -> str:

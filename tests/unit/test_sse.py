@@ -1,12 +1,16 @@
 """Answers of upstreams, read after they were passed on, and rewritten where they are foreign."""
 
 import json
+from itertools import pairwise
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from serving.gateway.sse import Rewriter, summarize
+from serving.gateway.sse import Reading, Rewriter, Summary, events, find_run, summarize
 
-CHUNKS = [
+CHUNKS: list[dict[str, Any]] = [
     {"id": "u1", "model": "m", "system_fingerprint": "f", "choices": [{"index": 0, "delta": {"role": "assistant"}}]},
     {"id": "u1", "model": "m", "choices": [{"index": 0, "delta": {"content": "Grüß "}, "finish_reason": None}]},
     {"id": "u1", "model": "m", "choices": [{"index": 0, "delta": {"content": "dich"}, "finish_reason": None}]},
@@ -61,9 +65,9 @@ def test_what_a_foreign_stream_says_before_it_breaks_off_is_what_the_client_got(
 
 def test_a_foreign_stream_keeps_its_choices_and_loses_its_fingerprint() -> None:
     out = rewritten(STREAM)
-    events = [json.loads(line[6:]) for line in out.decode().splitlines() if line.startswith("data: {")]
-    assert [(event["id"], event["model"]) for event in events] == [("chatcmpl-ours", "hone")] * len(CHUNKS)
-    assert [event["choices"] for event in events] == [chunk["choices"] for chunk in CHUNKS]
+    found = [json.loads(line[6:]) for line in out.decode().splitlines() if line.startswith("data: {")]
+    assert [(event["id"], event["model"]) for event in found] == [("chatcmpl-ours", "hone")] * len(CHUNKS)
+    assert [event["choices"] for event in found] == [chunk["choices"] for chunk in CHUNKS]
     assert b"system_fingerprint" not in out
     assert out.endswith(b"data: [DONE]\n\n")
 
@@ -76,3 +80,54 @@ def rewritten(*pieces: bytes) -> bytes:
 def test_every_whole_line_leaves_the_rewriter_at_once() -> None:
     first = STREAM[: STREAM.index(b"\n\n") + 2]
     assert b"chatcmpl-ours" in Rewriter("chatcmpl-ours", "hone").feed(first)
+
+
+def an_event(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"id": "u1", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} | more
+
+
+WORDS = st.text(max_size=6) | st.sampled_from(['"', "\\", "\n\ndata: ", '","', "content", '"content":"x"', "\ue000"])
+EVENTS = st.one_of(
+    WORDS.map(lambda text: an_event({"content": text})),
+    st.sampled_from(
+        [
+            an_event({"role": "assistant", "content": ""}),
+            an_event({"content": "a"}, created=2),
+            an_event({"content": "\ue000"}, usage={"completion_tokens": 3}),
+            an_event({}, choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]),
+            an_event({}, choices=[{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "c"}}]),
+            an_event({"tool_calls": [{"function": {"arguments": '{"content":"d"}'}}]}),
+        ]
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=30), st.sampled_from(["\n\n", "\r\n\r\n", "\nevent: x\n\n", "\n"]), st.data())
+def test_events_read_at_once_say_what_they_say_one_by_one_however_the_stream_is_cut(
+    chunks: list[dict[str, Any]], ending: str, data: st.DataObject
+) -> None:
+    stream = "".join(f"data: {json.dumps(one)}{ending}" for one in chunks).encode() + b"data: [DONE]\n\n"
+    one_by_one = Reading(stream=True)
+    for event in events(stream):
+        one_by_one.add(event)
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
+    reading = Reading(stream=True)
+    for start, end in pairwise([0, *cuts, len(stream)]):
+        reading.feed(stream[start:end])
+    assert reading.summary() == summarize(stream, stream=True) == one_by_one.summary()
+
+
+def test_events_that_differ_in_their_text_only_are_read_at_once() -> None:
+    chunks = [an_event({"role": "assistant", "content": ""}), *(an_event({"content": f"w{n} "}) for n in range(50))]
+    stream = "".join(f"data: {json.dumps(one)}\n\n" for one in chunks).encode()
+    run = find_run(stream)
+    assert run is not None
+    assert (len(run.texts), run.before.count(b"data:"), run.after) == (50, 1, b"")
+
+
+def test_two_texts_in_place_of_one_are_no_event() -> None:
+    stream = b"".join(
+        b'data: {"choices":[{"delta":{"content":%s}}]}\n\n' % text for text in [b'"a"'] * 8 + [b'"b","c"']
+    )
+    assert summarize(stream, stream=True) == Summary("a" * 8, None, None, None)
