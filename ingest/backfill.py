@@ -154,8 +154,8 @@ class WholeTopic(Source):
         return sum(self.ends.values()) - sum(self.lows.values())
 
     def config(self, bootstrap_servers: str, group: str, rebalancing: str) -> dict[str, Any]:
-        """Return the consumer's configuration: the end of a partition is told."""
-        return {**super().config(bootstrap_servers, group, rebalancing), "enable.partition.eof": True}
+        """Return the consumer's configuration: the end of a partition is told, and nothing is written to stderr."""
+        return {**super().config(bootstrap_servers, group, rebalancing), "enable.partition.eof": True, "log_level": 0}
 
     def subscribe(self) -> None:
         """Take all partitions.

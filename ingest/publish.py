@@ -30,6 +30,7 @@ class Publisher:
                 "enable.idempotence": True,
                 "message.timeout.ms": timeout_ms,
                 "linger.ms": 0,
+                "log_level": 0,  # what goes wrong is raised by `send`
             }
         )
 

@@ -69,8 +69,9 @@ class Source:
     may_hold_old = True
 
     def __init__(self, bootstrap_servers: str, group: str, topics: Iterable[str], rebalancing: str = "eager") -> None:
-        self.consumer = Consumer(self.config(bootstrap_servers, group, rebalancing))
-        self.admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        config = self.config(bootstrap_servers, group, rebalancing)
+        self.consumer = Consumer(config)
+        self.admin = AdminClient({name: config[name] for name in ("bootstrap.servers", "log_level") if name in config})
         self.cooperative = rebalancing == "cooperative"
         self.group = group
         self.topics = list(topics)

@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
         "hone.cli.data",
         {
             "pairs": "Count the preference pairs by source, and show the newest",
-            "dead-letters": "Messages that could not become rows: list, show, replay",
+            "dead-letters": "Messages that could not become rows: list, show, replay, dismiss",
             "streams": "Topics and files of another shape: check",
             "backfill": "Store months of history from files or a topic, once however often it is run",
             "import": "Freeze a file as a dataset: Alpaca, ChatML, ShareGPT, CSV, TRL",

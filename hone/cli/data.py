@@ -24,7 +24,12 @@ from hone.errors import ConfigError
 from hone.ids import user_id
 from hone.settings import Settings
 from hone.store.audit import append_audit
-from hone.store.dead_letters import count_dead_letters, get_dead_letter, list_dead_letters
+from hone.store.dead_letters import (
+    count_dead_letters,
+    dismiss_dead_letters,
+    get_dead_letter,
+    list_dead_letters,
+)
 from hone.store.erasure import erase_user as forget
 from hone.store.keys import Scope, create_key, revoke_key
 from hone.store.listing import list_keys
@@ -48,31 +53,38 @@ def pairs(limit: int, as_json: bool) -> None:
         table(newest, False, "")
 
 
+LETTER = (
+    *("dead_letter_id", "reason", "detail", "topic", "partition", "offset"),
+    *("created_at", "replayed_at", "dismissed_at"),
+)
+
+
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Messages that could not become rows: list, show, replay."""
+    """Messages that could not become rows: list, show, replay, dismiss."""
 
 
 @dead_letters.command(name="list")
 @click.option("--id-only", is_flag=True, help="Only the ids, one a line.")
 @click.option("--reason", help="Only those of this reason.")
-@click.option("--waiting", is_flag=True, help="Only those that nobody replayed.")
+@click.option("--waiting", is_flag=True, help="Only those that nobody replayed or dismissed.")
 @limit_option
 @json_option
 def dead_letters_list(id_only: bool, reason: str | None, waiting: bool, limit: int, as_json: bool) -> None:
     """List the newest dead letters, and count all by reason."""
-    names = ("dead_letter_id", "reason", "detail", "topic", "partition", "offset", "created_at", "replayed_at")
+    names = LETTER
     with transaction(current_settings()) as session:
         letters = list_dead_letters(session, reason=reason, waiting_only=waiting, limit=limit)
         rows = [{name: getattr(letter, name) for name in names} for letter in letters]
-        counts = count_dead_letters(session)
+        counts = count_dead_letters(session, waiting_only=waiting)
     if id_only:
         return click.echo("\n".join(str(row["dead_letter_id"]) for row in rows))
     if as_json:
         return show_json({"by_reason": counts, "newest": rows})
     table([{**row, "detail": row["detail"][:60]} for row in rows], False, "no dead letter")
     if counts:
-        click.echo("\nin all: " + ", ".join(f"{number} {name}" for name, number in sorted(counts.items())))
+        reasons = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+        click.echo(f"\n{'waiting' if waiting else 'in all'}: {reasons}")
 
 
 @dead_letters.command(name="show")
@@ -82,7 +94,7 @@ def dead_letters_show(dead_letter_id: int, as_json: bool) -> None:
     """Show one dead letter with its message."""
     with transaction(current_settings()) as session:
         letter = get_dead_letter(session, dead_letter_id)
-    names = ("dead_letter_id", "reason", "detail", "topic", "partition", "offset", "created_at", "replayed_at")
+    names = LETTER
     found = {name: getattr(letter, name) for name in names}
     body = (letter.body or b"").decode("utf-8", "backslashreplace")
     if as_json:
@@ -112,6 +124,47 @@ def dead_letters_replay(dead_letter_ids: tuple[int, ...], fixed: Path | None, dr
     words = [word for number in dead_letter_ids for word in ("--id", str(number))]
     words += ["--fixed", str(fixed)] if fixed else []
     run_program("ingest", "replay-dead-letters", *words, *(["--dry-run"] if dry_run else []))
+
+
+@dead_letters.command(name="dismiss")
+@click.argument("dead_letter_ids", type=int, nargs=-1)
+@click.option("--topic", help="All of this topic; of a file it is `file:NAME`.")
+@click.option("--refused-for", help="All that were refused for this reason, such as not_json.")
+@click.option("--all", "everything", is_flag=True, help="All that wait.")
+@click.option("--yes", is_flag=True, help="Do it. Without this they are counted and nothing is changed.")
+@reason_option
+@actor_option
+@json_option
+def dead_letters_dismiss(
+    dead_letter_ids: tuple[int, ...],
+    topic: str | None,
+    refused_for: str | None,
+    everything: bool,
+    yes: bool,
+    reason: str,
+    actor: str,
+    as_json: bool,
+) -> None:
+    """Let dead letters wait no more, when nothing is to be done about them.
+
+    They are kept with their messages, and may still be shown and replayed. Letters must fit all that is given: ids,
+    --topic, --refused-for.
+    """
+    if everything == bool(dead_letter_ids or topic or refused_for):
+        raise ConfigError("say which: ids, --topic or --refused-for, or --all alone")
+    now, choice = utc_now(), {"ids": dead_letter_ids, "topic": topic, "refused_for": refused_for}
+    with transaction(current_settings()) as session:
+        found = dismiss_dead_letters(session, now, ids=dead_letter_ids, topic=topic, reason=refused_for)
+        rows = [{"topic": topic, "reason": reason, "letters": number} for (topic, reason), number in found.items()]
+        if yes and rows:
+            append_audit(session, actor, "dead_letter.dismiss", "dead_letters", reason, {**choice, "found": rows}, now)
+        else:
+            session.rollback()
+    if as_json:
+        return show_json({"dismissed": yes, "letters": rows})
+    table(rows, False, "no such dead letter waits: nothing to dismiss")
+    if rows:
+        click.echo("\ndismissed; they are kept and can be replayed" if yes else "\nnothing was changed: add --yes")
 
 
 @click.command(name="erase-user")

@@ -163,5 +163,5 @@ def backlog_text(dirty: Facts, dead: Mapping[str, int]) -> str:
         parts.append(f"{dirty['num']} turns wait for the pair worker, the oldest for {duration(dirty['oldest_s'])}")
     if dead:
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(dead.items()))
-        parts.append(f"dead letters: {reasons} (`hone dead-letters list`)")
+        parts.append(f"dead letters that wait: {reasons} (`hone dead-letters list --waiting`)")
     return " · ".join(parts)

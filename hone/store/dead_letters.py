@@ -1,5 +1,6 @@
-"""Messages that could not become rows: kept with their bytes and reason, listed, and marked when replayed."""
+"""Messages that could not become rows: kept with bytes and reason, listed, marked when replayed or dismissed."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,9 @@ from sqlalchemy.orm import Session
 
 from hone.errors import NotEnoughData
 from hone.store.tables import DeadLetterRow
+
+WAITING = DeadLetterRow.replayed_at.is_(None) & DeadLetterRow.dismissed_at.is_(None)
+"""Nobody replayed or dismissed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +44,20 @@ def add_dead_letters(session: Session, letters: Sequence[DeadLetter]) -> int:
 def list_dead_letters(
     session: Session, *, reason: str | None = None, waiting_only: bool = False, limit: int = 100
 ) -> list[DeadLetterRow]:
-    """Return the newest dead letters first; with `waiting_only` those that nobody replayed."""
+    """Return the newest dead letters first; with `waiting_only` those that nobody replayed or dismissed."""
     query = select(DeadLetterRow).order_by(DeadLetterRow.dead_letter_id.desc()).limit(limit)
     if reason is not None:
         query = query.where(DeadLetterRow.reason == reason)
     if waiting_only:
-        query = query.where(DeadLetterRow.replayed_at.is_(None))
+        query = query.where(WAITING)
     return list(session.scalars(query))
 
 
-def count_dead_letters(session: Session) -> dict[str, int]:
-    """Return the number of dead letters by reason."""
+def count_dead_letters(session: Session, *, waiting_only: bool = False) -> dict[str, int]:
+    """Return the number of dead letters by reason; with `waiting_only` of those that nobody replayed or dismissed."""
     query = select(DeadLetterRow.reason, func.count()).group_by(DeadLetterRow.reason)
+    if waiting_only:
+        query = query.where(WAITING)
     return {reason: number for reason, number in session.execute(query)}
 
 
@@ -63,13 +69,42 @@ def get_dead_letter(session: Session, dead_letter_id: int) -> DeadLetterRow:
     """
     row = session.get(DeadLetterRow, dead_letter_id)
     if row is None:
-        raise NotEnoughData(f"no dead letter {dead_letter_id}: list them with `hone dead-letters`")
+        raise NotEnoughData(f"no dead letter {dead_letter_id}: list them with `hone dead-letters list`")
     return row
 
 
 def mark_replayed(session: Session, dead_letter_id: int, now: datetime) -> None:
     """Note that the message, or its repaired form, was acknowledged by the broker."""
     session.execute(update(DeadLetterRow).where(DeadLetterRow.dead_letter_id == dead_letter_id).values(replayed_at=now))
+
+
+def dismiss_dead_letters(
+    session: Session, now: datetime, *, ids: Sequence[int] = (), topic: str | None = None, reason: str | None = None
+) -> dict[tuple[str, str], int]:
+    """Let the waiting letters that fit all of what is given wait no more; return their number by topic and reason.
+
+    They are kept with their bytes, and may still be shown and replayed.
+
+    Raises:
+        NotEnoughData: one of `ids` is not among them.
+    """
+    change = update(DeadLetterRow).where(WAITING).values(dismissed_at=now)
+    if ids:
+        change = change.where(DeadLetterRow.dead_letter_id.in_(ids))
+    if topic is not None:
+        change = change.where(DeadLetterRow.topic == topic)
+    if reason is not None:
+        change = change.where(DeadLetterRow.reason == reason)
+    found = session.execute(
+        change.returning(DeadLetterRow.dead_letter_id, DeadLetterRow.topic, DeadLetterRow.reason)
+    ).all()
+    missing = sorted(set(ids) - {number for number, _, _ in found})
+    if missing:
+        raise NotEnoughData(
+            f"dead letters {', '.join(map(str, missing))} do not exist, do not wait any more, or are of another topic "
+            "or reason: see `hone dead-letters list --waiting`"
+        )
+    return dict(Counter((topic, reason) for _, topic, reason in found))
 
 
 # Two feeders skip each other's rows. A feeder that dies after the broker's ack sends again: at least once.

@@ -10,6 +10,7 @@ from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.orm import Session
 
 from hone.rollout import Phase
+from hone.store.dead_letters import WAITING
 from hone.store.models import STABLE
 from hone.store.rollouts import live_rollout
 from hone.store.switches import FREEZE
@@ -53,7 +54,7 @@ class Facts:
     unready_since: datetime | None
     frozen_since: datetime | None
     num_dead_letters: int
-    "Those that nobody replayed."
+    "Those that nobody replayed or dismissed."
 
 
 # A watch that brings the former model back rolls a promotion back; one that ends otherwise is no news.
@@ -85,10 +86,7 @@ def read_facts(session: Session) -> Facts:
         stable=(stable.model_version, stable.updated_at) if stable else None,
         unready_since=unready_since(live_rollout(session)),
         frozen_since=switch.updated_at if switch and switch.is_on else None,
-        num_dead_letters=session.scalar(
-            select(func.count()).select_from(DeadLetterRow).where(DeadLetterRow.replayed_at.is_(None))
-        )
-        or 0,
+        num_dead_letters=session.scalar(select(func.count()).select_from(DeadLetterRow).where(WAITING)) or 0,
     )
 
 

@@ -198,6 +198,8 @@ class DeadLetterRow(Base):
     detail: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     replayed_at: Mapped[datetime | None]
+    dismissed_at: Mapped[datetime | None]
+    "When somebody decided that nothing is to be done about it."
     published_at: Mapped[datetime | None]
     "When the dead-letter topic got it."
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from hone.store.dead_letters import WAITING
 from hone.store.tables import ConsumerOffsetRow, DeadLetterRow
 
 
@@ -19,8 +20,8 @@ def count_attempts(session: Session, group_name: str, prefix: str) -> int:
 
 def give_again(session: Session, prefix: str, now: datetime) -> None:
     """Note that the waiting dead letters of a file are read again: each is stored now, or refused anew."""
-    waiting = DeadLetterRow.incarnation.startswith(f"{prefix}#"), DeadLetterRow.replayed_at.is_(None)
-    session.execute(update(DeadLetterRow).where(*waiting).values(replayed_at=now))
+    of_file = DeadLetterRow.incarnation.startswith(f"{prefix}#")
+    session.execute(update(DeadLetterRow).where(of_file, WAITING).values(replayed_at=now))
 
 
 def letters_of(session: Session, incarnation: str) -> Iterator[DeadLetterRow]:

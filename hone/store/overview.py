@@ -47,7 +47,7 @@ def overview(session: Session, settings: Settings, now: datetime) -> Facts:
         "last_rollout": describe_rollout(last_ended(session)),
         "capture": describe_capture(session, now),
         "dirty_turns": {"num": number, "oldest_s": age_s},
-        "dead_letters": count_dead_letters(session),
+        "dead_letters": count_dead_letters(session, waiting_only=True),
     }
 
 

@@ -71,13 +71,15 @@ def samples_of_topic(bootstrap_servers: str, topic: str, decode: Decode, limit: 
         HoneError: there is no such topic, or the broker refuses us.
         Retryable: the broker does not answer.
     """
-    consumer = Consumer(
-        {"bootstrap.servers": bootstrap_servers, "group.id": "hone-streams-check", "enable.auto.commit": False}
-    )
+    settings = {"bootstrap.servers": bootstrap_servers, "group.id": "hone-streams-check", "enable.auto.commit": False}
+    consumer = Consumer({**settings, "log_level": 0})  # what goes wrong is raised
     try:
         messages = list(newest(consumer, topic, limit))
     except KafkaException as error:
-        raise Retryable(f"{topic}: the broker does not answer ({error.args[0].str()})") from None
+        raise Retryable(
+            f"{topic}: no file of this name, and no broker answers at {bootstrap_servers} ({error.args[0].str()}): "
+            "check the name, or HONE_KAFKA_BOOTSTRAP_SERVERS"
+        ) from None
     finally:
         consumer.close()
     return [sample_of(f"{topic}/{m.partition.number}@{m.offset}", m, decode) for m in messages]

@@ -13,12 +13,15 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from hone.errors import ConfigError, HoneError
+from hone.errors import ConfigError, HoneError, Retryable
+from hone.records import FEEDBACK_TOPIC
 from hone.settings import Settings
 from hone.store.tables import DeadLetterRow, DirtyTurnRow, FeedbackEventRow, ResponseRow
-from ingest.backfill import fingerprint
+from ingest.backfill import WholeTopic, fingerprint
 from ingest.backfill_run import Backfill
+from ingest.batch import decode_native
 from ingest.streams.book import Book
+from ingest.streams.check import samples_of_topic
 from tests.support.events import encode, feedback, response, uid
 from tests.support.ingest_process import ROOT, count, wait_for
 from tests.support.streams import book, feedback_stream
@@ -204,6 +207,18 @@ def test_a_database_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> 
     run = run_command("postgresql+psycopg2://nobody@127.0.0.1:1/none", str(path))
     assert (run.returncode, run.stderr.count("\n")) == (1, 1)
     assert run.stderr.startswith("hone: the database does not answer")
+
+
+def test_a_broker_that_does_not_answer_is_an_error_and_librdkafka_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ingest.backfill.BROKER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("ingest.streams.check.TIMEOUT_S", 0.3)
+    with pytest.raises(Retryable, match="no broker answers"):
+        WholeTopic("127.0.0.1:9", FEEDBACK_TOPIC, Event(), print)
+    with pytest.raises(Retryable, match="no file of this name, and no broker answers at 127.0.0.1:9"):
+        samples_of_topic("127.0.0.1:9", "ratings", decode_native, 10)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_file_that_is_cut_off_keeps_what_came_before_and_says_where(

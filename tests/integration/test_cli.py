@@ -112,6 +112,31 @@ def test_dead_letters_are_listed_and_shown_with_their_message(run: Run, sessions
     assert "no dead letter 99" in run("dead-letters", "show", 99, code=1).stderr
 
 
+def test_dead_letters_are_dismissed_with_a_reason_and_kept(run: Run, sessions: Sessions) -> None:
+    coordinates = {"incarnation": "i", "partition": 0, "key": None, "body": b"x", "detail": "d"}
+    topics = [("file:old.csv", "missing"), ("file:old.csv", "missing"), ("file:old.csv", "not_json"), ("t", "missing")]
+    with sessions.begin() as session:
+        add_dead_letters(
+            session, [DeadLetter(**coordinates, offset=n, topic=t, reason=r) for n, (t, r) in enumerate(topics)]
+        )
+    dismiss = ("dead-letters", "dismiss", "--reason", "an old export", "--actor", "ann")
+    assert "nothing was changed: add --yes" in run(*dismiss, "--topic", "file:old.csv").stdout
+    assert read(run("status", "--json"))["dead_letters"] == {"missing": 3, "not_json": 1}
+    found = read(run(*dismiss, "--topic", "file:old.csv", "--refused-for", "missing", "--yes", "--json"))
+    assert found == {"dismissed": True, "letters": [{"topic": "file:old.csv", "reason": "missing", "letters": 2}]}
+    assert read(run("status", "--json"))["dead_letters"] == {"missing": 1, "not_json": 1}
+    assert audit(sessions) == [("dead_letter.dismiss", "an old export", "ann")]
+    waiting = read(run("dead-letters", "list", "--waiting", "--json"))
+    assert waiting["by_reason"] == {"missing": 1, "not_json": 1}
+    gone, *_, last = (row["dead_letter_id"] for row in read(run("dead-letters", "list", "--json"))["newest"][::-1])
+    assert f"dead letters {gone} do not exist, do not wait" in run(*dismiss, gone, last, "--yes", code=1).stderr
+    assert "say which" in run(*dismiss, last, "--all", code=1).stderr
+    run(*dismiss, "--all", "--yes")
+    assert read(run("status", "--json"))["dead_letters"] == {}
+    assert "no such dead letter waits" in run(*dismiss, "--all", "--yes").stdout
+    assert len(read(run("dead-letters", "list", "--json"))["newest"]) == 4, "all are kept"
+
+
 def test_a_dead_letter_is_sent_back_by_the_program_of_the_checkout(
     run: Run, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +151,8 @@ def test_a_dead_letter_is_sent_back_by_the_program_of_the_checkout(
     run("dead-letters", "replay", number, "--dry-run")
     assert "dry run: nothing was sent" in capfd.readouterr().out
     run("dead-letters", "replay", number + 1, "--dry-run", code=1)
+    error = capfd.readouterr().err
+    assert error.startswith(f"hone: no dead letter {number + 1}") and error.count("\n") == 1, "as other commands do"
 
 
 def test_a_file_of_pairs_becomes_one_dataset_without_what_is_not_permissive(

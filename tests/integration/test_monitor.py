@@ -65,7 +65,11 @@ def test_requests_runs_gates_and_dead_letters_are_shown(sessions: Sessions) -> N
         add_verdict(session, "new", "forgetting", "inconclusive", -60)
         coordinates = {"incarnation": "i", "topic": "t", "partition": 0, "reason": "no json", "detail": "d"}
         session.add_all(
-            [DeadLetterRow(offset=1, **coordinates), DeadLetterRow(offset=2, replayed_at=NOW, **coordinates)]
+            [
+                DeadLetterRow(offset=1, **coordinates),
+                DeadLetterRow(offset=2, replayed_at=NOW, **coordinates),
+                DeadLetterRow(offset=3, dismissed_at=NOW, **coordinates),
+            ]
         )
     monitor(sessions).look(NOW)
     assert value("hone_pending_requests", status="open") == 1
