@@ -71,6 +71,17 @@ class Batch:
         self.runs[message.partition] = self.runs.get(message.partition, 0) + 1
         self.longest_run = max(self.longest_run, self.runs[message.partition])
 
+    def count_runs(self, refused: Sequence[tuple[RawMessage, InvalidEvent]], before: Mapping[Partition, int]) -> None:
+        """Count the runs again, where the database has refused messages that could be read."""
+        bad = {(message.partition, message.offset) for message, _ in refused}
+        self.runs, self.longest_run = dict(before), 0
+        for partition, offset in sorted(bad | {(item.message.partition, item.message.offset) for item in self.good}):
+            if (partition, offset) in bad:
+                self.runs[partition] = self.runs.get(partition, 0) + 1
+                self.longest_run = max(self.longest_run, self.runs[partition])
+            else:
+                self.runs.pop(partition, None)
+
     @property
     def num_messages(self) -> int:
         """Return the number of records and refused messages."""

@@ -152,6 +152,8 @@ def commit(ingest: Ingest, batch: Batch) -> Outcome:
     """Store the batch in one transaction, or nothing of it."""
     with metrics.INGEST_STAGE_SECONDS.labels("store").time(), ingest.sessions.begin() as session:
         outcome = store_batch(session, ingest.group, batch, ingest.forgotten, ingest.crash)
+        if len(outcome.refused) > len(batch.bad):
+            batch.count_runs(outcome.refused, ingest.breaker.runs)
         ingest.breaker.check(batch.num_messages, len(outcome.refused), batch.longest_run)
         ingest.crash("stored")
     return outcome

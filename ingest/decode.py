@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -85,6 +86,26 @@ def reject_nul(record: Response | Feedback) -> None:
     """Refuse U+0000 in any text: Postgres stores it neither as text nor as JSON."""
     if b"\\u0000" in msgspec.json.encode(record).replace(b"\\\\", b""):
         raise InvalidEvent("nul_character", "a text holds U+0000, which Postgres cannot store")
+
+
+def reject_not_finite(record: Response | Feedback) -> None:
+    """Refuse NaN and infinities, which Avro, Protobuf and texts can hold: as JSON they would silently be null."""
+    numbers = {"value": record.value} if isinstance(record, Feedback) else numbers_of(record)
+    for name, number in numbers.items():
+        if isinstance(number, float) and not isfinite(number):
+            raise InvalidEvent("bad_value", f"{name} is {number}, not a finite number")
+
+
+def numbers_of(answer: Response) -> dict[str, Any]:
+    """Return what may be a number in an answer, by its place."""
+    found = {name: getattr(answer, name) for name in ("propensity", "latency_ms", "first_byte_ms")}
+    waiting: list[tuple[str, Any]] = [("parameters", answer.parameters)]
+    while waiting:
+        place, value = waiting.pop()
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        waiting += [(f"{place}.{name}", item) for name, item in items]
+        found[place] = value
+    return found
 
 
 def check_time(time: datetime) -> None:

@@ -13,7 +13,7 @@ from hone.errors import InvalidEvent, TokenError
 from hone.records import Feedback, FeedbackKind, Message, Response, Track
 from hone.tokens import KeyRing
 from ingest.batch import RawMessage
-from ingest.decode import check, reject_nul
+from ingest.decode import check, reject_not_finite, reject_nul
 from ingest.streams.config import RECORDS, Field, Stream
 from ingest.streams.values import EPOCH, as_text, defaulted, finder, read_time, translated
 
@@ -76,6 +76,7 @@ class Mapper:
         try:
             record: Response | Feedback = msgspec.convert(found, self.record, strict=False)
             reject_nul(record)
+            reject_not_finite(record)
         except (msgspec.ValidationError, UnicodeEncodeError) as error:
             raise InvalidEvent("wrong_shape", str(error)) from None
         return record

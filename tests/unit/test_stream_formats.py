@@ -158,3 +158,68 @@ def test_json_of_a_registry_loses_its_five_bytes(server: Registry) -> None:
     assert only(read, framed(7, body)).value == 1
     with pytest.raises(InvalidEvent, match="not_json"):
         only(read, body)
+
+
+NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
+SCORE = ('kind = { const = "outcome" }', 'name = { const = "csat" }', 'value = "score"', 'occurred_at = "at"')
+
+
+def refusal(read: Book, body: Any) -> str:
+    with pytest.raises(InvalidEvent) as caught:
+        read.decode(message(body, "t"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+def test_avro_with_a_number_that_is_none_is_refused(tmp_path: Path, number: float) -> None:
+    fields = [{"name": "on", "type": "string"}, SCHEMA["fields"][1], {"name": "score", "type": "double"}]
+    schema = {"type": "record", "name": "Score", "fields": fields}
+    (tmp_path / "score.avsc").write_text(json.dumps(schema))
+    more = f'format = "avro"\nschema = "{tmp_path / "score.avsc"}"'
+    read, buffer = book(feedback_stream("\n".join(SCORE), more)), io.BytesIO()
+    fastavro.schemaless_writer(buffer, fastavro.parse_schema(schema), {"on": str(uid("a")), "at": AT, "score": number})
+    assert refusal(read, buffer.getvalue()) == f"bad_value: value is {number}, not a finite number"
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+def test_protobuf_with_a_number_that_is_none_is_refused(tmp_path: Path, number: float) -> None:
+    from google.protobuf import message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="score.proto", package="acme", syntax="proto3")
+    score = file.message_type.add(name="Score")
+    score.field.add(name="score", number=1, type=1, label=1)  # an optional double
+    (tmp_path / "score.pb").write_bytes(descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString())
+    made = message_factory.GetMessageClass(pool_of([file]).FindMessageTypeByName("acme.Score"))(score=number)
+    more = f'format = "protobuf"\nschema = "{tmp_path / "score.pb"}"\nmessage = "acme.Score"'
+    fields = (*SCORE[:3], 'response_id = { const = "a" }', 'occurred_at = { const = "2026-01-05T12:00:00Z" }')
+    read = book(feedback_stream("\n".join(fields), more))
+    assert refusal(read, made.SerializeToString()) == f"bad_value: value is {number}, not a finite number"
+
+
+@pytest.mark.parametrize("word", ["NaN", "inf", "-Infinity", "1e400"])
+def test_a_text_that_python_takes_for_a_number_is_refused_where_it_is_not_finite(word: str) -> None:
+    body = {"on": str(uid("a")), "at": 1_767_614_400_000, "score": word}
+    read = book(feedback_stream("\n".join(SCORE).replace('"at"', '{ path = "at", time = "ms" }')))
+    assert refusal(read, body).startswith(("bad_value: value is", "wrong_shape"))
+
+
+def test_an_answer_with_a_number_that_is_none_is_refused_wherever_it_stands() -> None:
+    toml = """[streams.a]
+topic = "t"
+record = "response"
+[streams.a.fields]
+response_id = "id"
+messages = { const = "Hi" }
+completion = { const = "Hello" }
+model_version = { const = "m" }
+created_at = { path = "at", time = "ms" }
+latency_ms = "took"
+parameters = "sampling"
+"""
+    source = book(toml).by_topic["t"]
+    document = {"id": "a", "at": 1_767_614_400_000, "took": 3.5, "sampling": {"stop": [1.0, {"t": 0.5}]}}
+    (answer,) = [mapper.map(document, message(None, "t")) for mapper in source.mappers]
+    assert answer.latency_ms == 3.5  # type: ignore[union-attr]
+    for change in ({"took": float("inf")}, {"sampling": {"stop": [1.0, {"t": float("nan")}]}}):
+        with pytest.raises(InvalidEvent, match=r"bad_value: (latency_ms is inf|parameters\.stop\.1\.t is nan)"):
+            source.mappers[0].map(document | change, message(None, "t"))
