@@ -5,8 +5,11 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
+
+import click
 
 from hone.errors import ConfigError, HoneError, NotEnoughData
 from hone.overrides import read_overrides
@@ -26,17 +29,23 @@ QUIET = {
 def main(arguments: list[str] | None = None) -> int:
     """Do one command and return the exit code."""
     options = parser().parse_args(arguments)
-    is_shown = options.command == "sweep" or getattr(options, "dry_run", False)
-    level = logging.WARNING if is_shown else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_logging(options)
     # Read when torch and the hub's client are imported, which happens below.
     os.environ.update({**QUIET, **{key: value for key, value in os.environ.items() if key in QUIET}})
     try:
         {"check": check, "recipe": recipe, "run": run, "sweep": sweep}[options.command](options)
     except HoneError as error:
-        print(f"training failed: {error}", file=sys.stderr)
+        click.secho(f"hone: {error}", fg="red", err=True)
         return 2 if isinstance(error, ConfigError | NotEnoughData) else 3
     return 0
+
+
+def set_logging(options: argparse.Namespace) -> None:
+    """Log everything with its time where a log file keeps it, and to a person only what they must know."""
+    if options.command in ("sweep", "check") or getattr(options, "spec", Path()).suffix == ".toml":
+        logging.basicConfig(level=logging.WARNING, format="hone: %(message)s")
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="train and evaluate; goes on where an earlier try ended")
     run.add_argument("spec", type=Path, help="a spec (TOML), or the job.json that a retraining wrote")
     run.add_argument("--dry-run", action="store_true", help="show what would be trained, and stop")
+    run.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of text")
     recipe = commands.add_parser("recipe", help="several runs, each from what an earlier one made")
     recipe.add_argument("file", type=Path, help="configs/recipes/*.toml")
     sweep = commands.add_parser("sweep", help="one method with other levels of some keys; goes on where it was")
@@ -84,11 +94,15 @@ def sweep(options: argparse.Namespace) -> None:
 
     found = load_sweep(options.file, read_overrides(options.changes))
     act, show = (describe_sweep, show_plan) if options.dry_run else (run_sweep, show_result)
-    result = act(load_settings(), found)
+    show_as(options, act(load_settings(), found), show)
+
+
+def show_as(options: argparse.Namespace, found: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]) -> None:
+    """Print what was found as JSON, or for people."""
     if options.as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        show(result)
+        show(found)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -102,9 +116,10 @@ def run(options: argparse.Namespace) -> None:
     spec = load_spec(options.spec, read_overrides(options.changes))
     prepare_imports(spec)
     from training.start import describe, run_spec
+    from training.view import show_plan, show_result
 
-    found = describe(load_settings(), spec) if options.dry_run else run_spec(load_settings(), spec)
-    print(json.dumps(found, indent=1))
+    act, show = (describe, show_plan) if options.dry_run else (run_spec, show_result)
+    show_as(options, act(load_settings(), spec), show)
 
 
 def prepare_imports(spec: RunSpec) -> None:

@@ -49,8 +49,7 @@ def estimate(spec: RunSpec, base: Path, lengths: Sequence[Length]) -> Estimate |
     hardware = hardware_here(spec)
     if hardware is None or not lengths:
         return None
-    rows = len(lengths) * (spec.samples.per_prompt if spec.method in SAMPLING else 1)
-    steps = num_steps(spec, rows)
+    rows, steps = num_rows(spec, lengths), num_steps(spec, lengths)
     tokens = Lengths(
         prompt=max(1, round(mean(one.prompt for one in lengths))),
         answer=max(1, round(mean(one.answer for one in lengths))),
@@ -61,9 +60,14 @@ def estimate(spec: RunSpec, base: Path, lengths: Sequence[Length]) -> Estimate |
     return Estimate(steps, START_S + cost.seconds, fit.memory.total, hardware.name)
 
 
-def num_steps(spec: RunSpec, rows: int) -> int:
-    """Return the optimiser steps over so many rows (of PPO, RLOO and GRPO: answers)."""
-    return spec.steps or max(1, ceil(spec.epochs * rows / spec.batch_size))
+def num_rows(spec: RunSpec, lengths: Sequence[Length]) -> int:
+    """Return the rows of one pass; of PPO, RLOO and GRPO these are answers."""
+    return len(lengths) * (spec.samples.per_prompt if spec.method in SAMPLING else 1)
+
+
+def num_steps(spec: RunSpec, lengths: Sequence[Length]) -> int:
+    """Return the optimiser steps over rows of these lengths."""
+    return spec.steps or max(1, ceil(spec.epochs * num_rows(spec, lengths) / spec.batch_size))
 
 
 def hardware_here(spec: RunSpec) -> Hardware | None:

@@ -21,7 +21,7 @@ from hone.records import Message
 from hone.weights import checked_base
 from training.checkpoint import publish
 from training.completions import answers_of, encode_answers, labels_of
-from training.estimate import Length, estimate
+from training.estimate import Length, estimate, num_steps
 from training.pairs import Row, check_tokenizer, encode_pairs, ids_of, read_rows
 from training.spec import Job, RunSpec, needs_bitsandbytes
 from training.trackers import check_trackers
@@ -116,6 +116,7 @@ def inspect(job: Job) -> dict[str, Any]:
     expected = estimate(job.spec, base, usable)
     return {
         "num_usable": len(usable),
+        "steps": num_steps(job.spec, usable),
         "dropped": dropped,
         "tokenizer": tokenizer_hash(tokenizer),
         "estimate": expected._asdict() if expected else None,

@@ -1,7 +1,8 @@
 """A run in the foreground: `python -m training run SPEC.toml`, or `hone train`. Its row is kept like a retraining's."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from sqlalchemy.orm import Session
 
 from hone.datasets import SPLITS
 from hone.errors import HoneError
+from hone.plan.decide import minimum_of
+from hone.plan.tables import load_tables
 from hone.settings import Settings
 from hone.store.runs import fail_run, finish_run, start_run
 from training.jobs import make_job, needs_database
 from training.launch.start import launch, plan_start
-from training.pairs import read_rows
+from training.pairs import Row, read_rows
 from training.retrain import judge, read_report, transaction, utc_now
 from training.spec import Job, RunSpec
 
@@ -75,18 +78,44 @@ def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
 
     with optional_transaction(settings, spec) as session:
         job = make_job(session, settings, spec)
-    rows = {split: len(read_rows(job.directory / "data" / f"{split}.jsonl")) for split in SPLITS}
+    rows = {split: read_rows(job.directory / "data" / f"{split}.jsonl") for split in SPLITS}
+    found = inspect(job)
     return {
         "run_id": job.run_id,
         "directory": str(job.directory),
         "base_version": job.base_version,
         "base_directory": str(job.base_directory),
-        "rows": rows,
+        "rows": {split: len(members) for split, members in rows.items()},
+        "labels": labels_of_run(spec, rows["train"], found["num_usable"]),
         "replay": job.replay,
         **starts(job),
-        **inspect(job),
+        **found,
         "spec": json.loads(spec.model_dump_json()),
     }
+
+
+def labels_of_run(spec: RunSpec, rows: Sequence[Row], usable: int) -> dict[str, Any]:
+    """Return the rows by kind beside what the planner's tables advise; KTO also needs some of either class."""
+    minimum = load_tables().minimum
+    advised = minimum_of(spec.method, spec.adapter, minimum)
+    counts = Counter(kind_of(row) for row in rows)
+    rarer = min(counts["thumbs up"] + counts["pairs"], counts["thumbs down"] + counts["pairs"])
+    return {
+        "counts": {kind: number for kind, number in counts.items() if number},
+        "usable": usable,
+        "minimum": advised,
+        "minimum_of_class": minimum.kto_class,
+        "below_minimum": usable < advised or (spec.method == "kto" and rarer < minimum.kto_class),
+    }
+
+
+def kind_of(row: Row) -> str:
+    """Return what a row is, in words."""
+    if "chosen" in row:
+        return "pairs"
+    if "label" in row:
+        return "thumbs up" if row["label"] else "thumbs down"
+    return "demonstrations" if "completion" in row else "prompts"
 
 
 def starts(job: Job) -> dict[str, Any]:

@@ -28,6 +28,7 @@ LAUNCHERS = ("local", "accelerate", "ray", "kubernetes", "trainjob", "slurm")
 @click.option("--launcher", type=click.Choice(LAUNCHERS), help="Where its processes run; default: the spec's.")
 @click.option("--processes", type=click.IntRange(1), help="Of one machine; one for each GPU.")
 @click.option("--dry-run", is_flag=True, help="Check spec, base and data, show what would be trained, and stop.")
+@json_option
 def train(
     method: str,
     dataset: str | None,
@@ -37,6 +38,7 @@ def train(
     launcher: str | None,
     processes: int | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Train here and now, in the foreground; the result is judged and registered, and gets no traffic.
 
@@ -46,7 +48,7 @@ def train(
     given = {"method": method, "dataset": dataset, "base": base, "launcher": launcher, "launch.processes": processes}
     words = [f"--set={key}={value}" for key, value in given.items() if value is not None]
     words += [f"--set={item}" for item in changes]
-    run_program("training", "run", str(path), *words, *(["--dry-run"] if dry_run else []))
+    run_program("training", "run", str(path), *words, *flags(dry_run, as_json))
 
 
 @click.command()
@@ -73,8 +75,12 @@ def sweep(
     given = {"spec.dataset": dataset, "spec.base": base, "trials": trials}
     words = [f"--set={key}={value}" for key, value in given.items() if value is not None]
     words += [f"--set=spec.{item}" for item in changes]
-    words += [word for word, is_wanted in (("--dry-run", dry_run), ("--json", as_json)) if is_wanted]
-    run_program("training", "sweep", str(file), *words)
+    run_program("training", "sweep", str(file), *words, *flags(dry_run, as_json))
+
+
+def flags(dry_run: bool, as_json: bool) -> list[str]:
+    """Return the words of those flags that are set."""
+    return [word for word, is_set in (("--dry-run", dry_run), ("--json", as_json)) if is_set]
 
 
 def check_spec(method: str, changes: tuple[str, ...]) -> None:
@@ -98,7 +104,7 @@ def check_spec(method: str, changes: tuple[str, ...]) -> None:
     ]
     done = subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError(done.stderr.strip().removeprefix("training failed: "))
+        raise ConfigError(done.stderr.strip().removeprefix("hone: "))
 
 
 def child_environment() -> dict[str, str]:

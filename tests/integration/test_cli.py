@@ -314,9 +314,23 @@ def test_runs_and_lineage_lead_from_an_answer_to_its_model(run: Run, sessions: S
     assert "is not stored" in run("lineage", uuid7(), code=1).stderr
 
 
-def test_train_checks_everything_and_stops_on_a_dry_run(run: Run, tiny_base: Path, tmp_path: Path) -> None:
+def test_train_checks_everything_and_stops_on_a_dry_run(
+    run: Run, tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_rows(tmp_path / "rows" / "train.jsonl", [row(k) for k in range(4)])
     words = ["train", "sft", "--dataset", tmp_path / "rows", "--base", tiny_base, "--dry-run"]
     run(*words)
+    shown = capfd.readouterr()
+    for said in (
+        "4 pairs; advised at least 500",
+        "4 train, 0 dev, 0 test",
+        "below the advised minimum of 500",
+        "steps",
+    ):
+        assert said in shown.out
+    assert "dry run: nothing was trained" in shown.out
+    assert "{" not in shown.out
+    assert "INFO" not in shown.err
     assert not list((tmp_path / "var").rglob("model")), "nothing is trained"
     run(*words, "--set", "sft.pakking=true", code=2)
+    assert capfd.readouterr().err.startswith("hone: ")

@@ -119,7 +119,10 @@ def test_a_dry_run_prints_what_would_be_started(
     spec.write_text('method = "dpo"\nengine = "trl"\n')
     changes = [f'base="{tiny_base}"', f'dataset="{job.directory / "data"}"', "launcher=slurm", "launch.processes=4"]
     words = [word for change in changes for word in ("--set", change)]
-    assert main(["run", str(spec), "--dry-run", *words]) == 0
+    assert main(["run", str(spec), "--dry-run", "--json", *words]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["command"][0] == "sbatch"
-    assert "--nproc-per-node 4" in next(iter(shown["files"].values()))
+    script = next(iter(shown["files"].values()))
+    assert "--nproc-per-node 4" in script
+    assert main(["run", str(spec), "--dry-run", *words]) == 0
+    assert script.rstrip() in capsys.readouterr().out, "people read it too"

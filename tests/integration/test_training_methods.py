@@ -188,7 +188,7 @@ def test_rows_and_base_in_directories_need_no_database(
     spec = write_spec(
         tmp_path / "sft.toml", method="sft", base=str(tiny_base), dataset=str(job.directory / "data"), **QUICK
     )
-    assert main(["run", str(spec), "--set", "steps=1", "--dry-run"]) == 0
+    assert main(["run", str(spec), "--set", "steps=1", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == {"train": 8, "dev": 0, "test": 0}
     assert main(["run", str(spec), "--set", "stepz=1"]) == 2
     assert "stepz" in capsys.readouterr().err

@@ -255,7 +255,7 @@ def test_an_estimate_grows_with_the_steps_and_is_of_this_machine(tmp_path: Path)
     spec = RunSpec.model_validate({"batch_size": 10, "epochs": 2})
     found = estimate(spec, tmp_path, lengths)
     assert found
-    assert (found.steps, num_steps(RunSpec(method="sft", steps=7), 100)) == (20, 7)
+    assert (found.steps, num_steps(RunSpec(method="sft", steps=7), lengths)) == (20, 7)
     twice = estimate(RunSpec.model_validate({"batch_size": 10, "epochs": 4}), tmp_path, lengths)
     assert twice
     assert twice.seconds - START_S == pytest.approx(2 * (found.seconds - START_S))

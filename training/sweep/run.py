@@ -259,7 +259,7 @@ def describe_sweep(settings: Settings, sweep: Sweep) -> dict[str, Any]:
         "done": done,
         "repeats": sweep.repeats,
         "rows": {split: len(read_rows(ground.data / f"{split}.jsonl")) for split in SPLITS},
-        "steps": found["estimate"]["steps"] if found["estimate"] else None,
+        "steps": found["steps"],
         "seconds_each": each,
         "seconds": each * (sweep.num_trials - done) if each is not None else None,
     }

@@ -21,8 +21,8 @@ ENDS_S = 30.0
 LOG_TAIL_CHARACTERS = 800
 DEV_LOSS = "eval_loss"
 """In a run's curve: the loss on dev rows, looked at with every checkpoint where stop.patience is set."""
-WENT_WRONG = 3
-"""Exit code of a run that could start and did not end well, such as one whose loss is no number."""
+COULD_NOT_START, WENT_WRONG = 2, 3
+"""Exit codes of a run: wrong spec or data; one that did not end well, such as one whose loss is no number."""
 
 Look = Callable[[int, float], bool]
 """(step, dev loss) -> whether the trial is to be stopped."""
@@ -102,15 +102,15 @@ def watch(child: Child, job: Job, look: Look, said: Said) -> None:
     finally:
         child.end()
     if code:
-        said_last = child.log.read_text(errors="replace").strip()[-LOG_TAIL_CHARACTERS:]
-        kind = ProgramFailed if code == WENT_WRONG else ConfigError
-        raise kind(reason_in(said_last) or f"the run ended with code {code}; log: {child.log}\n{said_last}")
+        raise failure(code, child.log)
 
 
-def reason_in(log: str) -> str | None:
-    """Return what the run said of its failure, or None."""
-    lines = [line for line in log.splitlines() if line.startswith("training failed: ")]
-    return lines[-1].removeprefix("training failed: ") if lines else None
+def failure(code: int, log: Path) -> ProgramFailed | ConfigError:
+    """Return why a run ended with this code, as it said itself."""
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    _, found, reason = text.rpartition("hone: ") if code in (COULD_NOT_START, WENT_WRONG) else ("", "", "")
+    kind = ConfigError if code == COULD_NOT_START else ProgramFailed
+    return kind(reason if found else f"the run ended with code {code}; log: {log}\n{text[-LOG_TAIL_CHARACTERS:]}")
 
 
 def steps_of(directory: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         {
             "objective": f"{plan['objective']['name']}, {plan['objective']['direction']}",
             "rows": ", ".join(f"{number:,} {split}" for split, number in plan["rows"].items()),
-            "steps": f"about {plan['steps']:,} a run" if plan["steps"] else None,
+            "steps": f"about {plan['steps']:,} a run",
             "takes": f"about {duration(each)} a trial, {duration(whole)} in all" if each is not None else None,
             "done": plan["done"],
             "folder": plan["folder"],

@@ -1,0 +1,87 @@
+"""What people are shown of a run before and after it."""
+
+from typing import Any
+
+import pytest
+
+from training.spec import RunSpec
+from training.start import labels_of_run
+from training.view import show_plan, show_result
+
+
+def plan(**fields: Any) -> dict[str, Any]:
+    spec = RunSpec.model_validate({"method": "dpo", "dataset": "d-1", **fields.pop("spec", {})})
+    rows = fields.pop("train", [{"chosen": "a"}] * 5000)
+    values = {
+        "run_id": "r-1",
+        "directory": "/var/runs/r-1",
+        "base_version": "m-1",
+        "rows": {"train": len(rows), "dev": 10, "test": 20},
+        "labels": labels_of_run(spec, rows, len(rows) - 7),
+        "dropped": {"too_long": 7, "end_tokens": 0},
+        "steps": 624,
+        "estimate": {"seconds": 1200.0, "memory_bytes": 3.4e9, "device": "cpu"},
+        "replay": {"fresh": 10, "older": {"num": 1000}, "general": {"num": 0}},
+        "spec": spec.model_dump(mode="json"),
+    }
+    return values | fields
+
+
+def test_a_plan_says_what_is_trained_on_what_how_long_and_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(plan())
+    shown = capsys.readouterr().out
+    for text in (
+        "dpo from m-1 on d-1",
+        "5,000 pairs; advised at least 3,000",
+        "5,000 train, 10 dev, 20 test; dropped: 7 too long",
+        "1,000 older rows",
+        "lora of rank 16 on all-linear, fp32, engine native",
+        "624 of 8 rows, learning rate 0.0005",
+        "about 20 min on cpu",
+        "at most 3.4 GB",
+        "/var/runs/r-1",
+        "dry run: nothing was trained",
+    ):
+        assert text in shown
+    assert "expect little" not in shown
+
+
+def test_too_few_labels_and_what_cannot_be_counted_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    replay = {"older": {"num": 0, "why": "no earlier snapshot"}, "general": {"num": 0, "why": "no import"}}
+    show_plan(plan(train=[{"chosen": "a"}] * 100, estimate=None, replay=replay))
+    shown = capsys.readouterr().out
+    assert "! 93 usable rows are below the advised minimum of 3,000: expect little" in shown
+    assert "not known" in shown
+    assert "nothing: no earlier snapshot; no import" in shown
+
+
+@pytest.mark.parametrize(
+    ("num_good", "num_bad", "is_below"),
+    [pytest.param(1000, 100, False, id="enough"), pytest.param(1200, 49, True, id="too few of a class")],
+)
+def test_kto_needs_some_of_either_class(
+    capsys: pytest.CaptureFixture[str], num_good: int, num_bad: int, is_below: bool
+) -> None:
+    thumbs = [{"completion": "a", "label": k < num_good} for k in range(num_good + num_bad)]
+    found = plan(spec={"method": "kto"}, train=thumbs)
+    assert found["labels"]["below_minimum"] is is_below
+    show_plan(found)
+    shown = capsys.readouterr().out
+    assert f"{num_good:,} thumbs up, {num_bad:,} thumbs down" in shown
+    assert ("fewer than 50 rows of a class" in shown) is is_below
+
+
+def test_what_a_launcher_would_start_is_shown_with_its_files(capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(plan(command=["sbatch", "/r/job.sh"], files={"/r/job.sh": "#!/bin/sh\ntrain\n"}))
+    shown = capsys.readouterr().out
+    assert "sbatch /r/job.sh" in shown
+    assert "/r/job.sh\n#!/bin/sh\ntrain\n" in shown
+
+
+def test_a_result_says_what_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = {"first_step": {"loss": 1.0, "length": 3.0}, "last_step": {"loss": 0.5, "length": 4.0}}
+    training = {"num_steps": 60, "num_rows": 1200, "fired": {"margin": 40}, **steps}
+    show_result({"run_id": "r-1", "model_version": "m-2", "directory": "/r", "training": training})
+    shown = capsys.readouterr().out
+    for text in ("run r-1 is done", "60 on 1,200 rows", "1.000 to 0.500", "margin at step 40", "m-2", "/r"):
+        assert text in shown
