@@ -11,6 +11,7 @@ from torch import Tensor
 from hone.errors import ProgramFailed
 from training import checkpoint
 from training.checkpoint import Checkpoint
+from training.distributed import is_main, wait_for_all
 
 FOLDER = "best"
 """Below the run's checkpoints."""
@@ -43,7 +44,7 @@ class Best:
         The run's own checkpoint of this step must follow: a run that was killed between the two looks again.
         """
         self.looks.append((step, loss if math.isfinite(loss) else math.inf))
-        if self.step != step:
+        if self.step != step or not is_main():
             return
         tensors = {name: weight.detach() for name, weight in weights.items()}
         kept = checkpoint.save(self._directory, Checkpoint(step, tensors, self._identity))
@@ -63,6 +64,7 @@ class Best:
         """
         if self.step is None:
             return None
+        wait_for_all()
         found = checkpoint.newest(self._directory, self._identity)
         if found is None or found.step != self.step:
             raise ProgramFailed(

@@ -4,11 +4,16 @@ The launcher (accelerate, torchrun, Ray) sets RANK and WORLD_SIZE before it star
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from hone.errors import ConfigError
+from training.spec import RunSpec
+
+T = TypeVar("T")
+MAX_SUMMED = 1 << 24
+"""Elements that are added up over the processes at once."""
 
 
 def rank() -> int:
@@ -55,6 +60,74 @@ def wait_for_all() -> None:
     """Return once every process of the run has come here."""
     if world() > 1:
         group().wait_for_everyone()
+
+
+def native_obstacle(spec: RunSpec, num_processes: int) -> str | None:
+    """Return why the native engine cannot train in so many processes, or None."""
+    if spec.engine != "native" or num_processes == 1:
+        return None
+    if spec.method != "dpo":
+        return f"the native {spec.method} trains in one process: set launch.processes = 1"
+    if spec.launch.sharding != "ddp":
+        return f'the native engine holds the whole model in each process: {spec.launch.sharding} needs engine = "trl"'
+    return None
+
+
+def share_of(items: Sequence[T]) -> Sequence[T]:
+    """Return this process's part of what all of them do together; one in turn to each, so that like ones are spread."""
+    return items[rank() :: world()]
+
+
+def add_up(tensors: Sequence[Any]) -> None:
+    """Replace each tensor by its sum over all processes, which give equal shapes; few messages carry many."""
+    import torch
+
+    if world() == 1:
+        return
+    group()
+    for bucket in buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        torch.distributed.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+        for tensor, part in zip(bucket, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def buckets(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield the tensors in groups of one type, each of at most MAX_SUMMED elements or of one tensor."""
+    bucket: list[Any] = []
+    for tensor in tensors:
+        is_full = sum(other.numel() for other in bucket) + tensor.numel() > MAX_SUMMED
+        if bucket and (is_full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def from_main(value: T) -> T:
+    """Return the main process's value, in every process; it must be picklable."""
+    import torch
+
+    if world() == 1:
+        return value
+    group()
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def of_all(value: T) -> list[T]:
+    """Return every process's value, in their order, in every process."""
+    import torch
+
+    if world() == 1:
+        return [value]
+    group()
+    values: list[Any] = [None] * world()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def rows_of_each(batch_size: int, micro_batch_size: int | None) -> tuple[int, int]:

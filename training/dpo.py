@@ -3,6 +3,8 @@
 Reference log-probabilities are computed once and kept on disk, batches hold pairs of like length, a prompt is computed
 once for both of its answers, logits exist for answer tokens only, and each pair counts by its weight. No step draws a
 random number: a killed run goes on to the same weights.
+
+Several processes each take their part of every batch and add up their gradients; each then takes the same step.
 """
 
 import math
@@ -20,6 +22,7 @@ from training import checkpoint
 from training.adapter import trainable
 from training.best import Best
 from training.checkpoint import Checkpoint
+from training.distributed import add_up, is_main, of_all, share_of, wait_for_all, world
 from training.fast_lora import fast_lora
 from training.losses import Gains, pair_losses
 from training.pairs import TokenPair
@@ -33,6 +36,8 @@ from training.stop_rules import fired
 
 POOL_BATCHES = 8
 """Pairs are sorted by length within pools of this many batches: little padding, and still a random order."""
+PAIR_FIGURES = ("preference_loss", "margin", "accuracy", "chosen_logps", "reference_chosen_logps")
+"""What is told of a batch's pairs, besides the loss; means over them."""
 STEP_0_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """Of the first loss: reference and policy are computed in batches of other shapes, which rounds otherwise."""
 
@@ -118,7 +123,8 @@ class Run:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self._shared = shared
-        self._identity = {"run_id": run_id, "threads": torch.get_num_threads()}
+        self._identity: dict[str, Any] = {"run_id": run_id, "threads": torch.get_num_threads()}
+        self._identity |= {"processes": world()} if world() > 1 else {}
         self.held_out: Sequence[Compared] = ()
         self.best = Best(checkpoints, self._identity, spec.stop.patience)
         self._checkpoints = checkpoints
@@ -131,12 +137,13 @@ class Run:
         """Take one optimiser step. Raises ProgramFailed on a loss that is no number, ConfigError on a wrong start."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.step, num_steps, self.spec)
-        figures: dict[str, float] = {}
-        for part in parts_of(batch, self.spec.micro_batch_size):
+        figures = dict.fromkeys(figures_of(batch), 0.0)
+        for part in parts_of(share_of(batch), self.spec.micro_batch_size):
             with computing(self.model, self.spec):
                 loss, seen = dpo_loss(self.model, part, self.spec, pad, whole=batch, shared=self._shared)
             loss.backward()  # type: ignore[no-untyped-call]
-            figures = {name: figures.get(name, 0.0) + value for name, value in seen.items()}
+            figures = {name: value + seen[name] for name, value in figures.items()}
+        figures = self._with_others(figures)
         self._check(figures)
         torch.nn.utils.clip_grad_norm_(self._weights.values(), self.spec.max_grad_norm)
         self._optimizer.step()
@@ -157,9 +164,10 @@ class Run:
     def look(self, pad: int) -> float:
         """Return the loss of the held-out pairs, and remember it, and the weights if it is the lowest."""
         loss = 0.0
-        for part in parts_of(self.held_out, self.spec.micro_batch_size or self.spec.batch_size):
+        for part in parts_of(share_of(self.held_out), self.spec.micro_batch_size or self.spec.batch_size):
             with computing(self.model, self.spec):
                 loss += dpo_loss(self.model, part, self.spec, pad, whole=self.held_out, shared=self._shared)[0].item()
+        loss = sum(of_all(loss))
         self.history[-1]["eval_loss"] = loss
         self.best.look(self.step, loss, self._weights)
         return loss
@@ -174,7 +182,9 @@ class Run:
         for name, weight in self._weights.items():
             tensors |= {f"{key}.{name}": value for key, value in self._optimizer.state[weight].items()}
         state = {**self._identity, "history": self.history, "looks": self.best.looks}
-        checkpoint.save(self._checkpoints, Checkpoint(self.step, tensors, state))
+        if is_main():
+            checkpoint.save(self._checkpoints, Checkpoint(self.step, tensors, state))
+        wait_for_all()
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint of this run, if there is one."""
@@ -188,6 +198,18 @@ class Run:
         self.step, self.history = found.step, found.state["history"]
         self.best.take_up(found.state["looks"])
 
+    def _with_others(self, figures: dict[str, float]) -> dict[str, float]:
+        """Return the figures of all processes, which afterwards have the gradients of all."""
+        if world() == 1:
+            return figures
+        for weight in self._weights.values():
+            if weight.grad is None:  # the batch was smaller than the processes are many
+                weight.grad = torch.zeros_like(weight)
+        # Figures in double precision, so that they are the same whatever the number of processes.
+        own = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.model.device)
+        add_up([*(weight.grad for weight in self._weights.values()), own])
+        return dict(zip(figures, own.tolist(), strict=True))
+
     def _check(self, figures: dict[str, float]) -> None:
         if not math.isfinite(figures["loss"]):
             raise ProgramFailed(f"the loss is {figures['loss']} at step {self.step + 1}: lower learning_rate")
@@ -199,9 +221,14 @@ class Run:
             )
 
 
+def figures_of(batch: Sequence[Compared]) -> tuple[str, ...]:
+    """Return the names of a batch's figures: without a pair there is a loss alone."""
+    return ("loss", *PAIR_FIGURES) if any(pair.rejected for pair, _ in batch) else ("loss",)
+
+
 def parts_of(batch: Sequence[Compared], size: int | None) -> list[Sequence[Compared]]:
     """Return what goes through the model at once; gradients of the parts add up to the batch's."""
-    size = size or len(batch)
+    size = size or max(1, len(batch))
     return [batch[at : at + size] for at in range(0, len(batch), size)]
 
 
@@ -237,17 +264,17 @@ def dpo_loss(
     margin_P = spec.beta * gains.gap_B
     preference = (weight_B[row_P] * pair_losses(gains, spec.beta, spec.preference)).sum() / len(whole)
     loss = preference + spec.sft_weight * likelihood
-    sums = {
-        "preference_loss": -F.logsigmoid(margin_P.detach()).sum(),
-        "margin": margin_P.detach().sum(),
-        "accuracy": (margin_P > 0).sum(),
-        "chosen_logps": chosen_B.detach()[row_P].sum(),
-        "reference_chosen_logps": reference_chosen_P.sum(),
-    }
+    sums = (
+        -F.logsigmoid(margin_P.detach()).sum(),
+        margin_P.detach().sum(),
+        (margin_P > 0).sum(),
+        chosen_B.detach()[row_P].sum(),
+        reference_chosen_P.sum(),
+    )
     # One look at the device for all figures, not one for each.
-    total, *found = torch.stack([loss.detach(), *sums.values()]).tolist()
+    total, *found = torch.stack([loss.detach(), *sums]).tolist()
     num_pairs = sum(bool(pair.rejected) for pair, _ in whole)
-    means = {name: value / num_pairs for name, value in zip(sums, found, strict=True)} if num_pairs else {}
+    means = {name: value / num_pairs for name, value in zip(PAIR_FIGURES, found, strict=True)} if num_pairs else {}
     return loss, {"loss": total, **means}
 
 

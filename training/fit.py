@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hone.errors import ConfigError
-from training.distributed import world
+from training.distributed import native_obstacle, world
 from training.pairs import Row
 from training.progress import Progress
 from training.result import TrainResult
@@ -49,8 +49,8 @@ def fit(task: Task) -> TrainResult:
         NotEnoughData: nothing is left to train on.
         ProgramFailed: training went wrong.
     """
-    if task.spec.engine == "native" and world() > 1:
-        raise ConfigError('engine "native" trains in one process: set engine = "trl" for several')
+    if problem := native_obstacle(task.spec, world()):
+        raise ConfigError(problem)
     module, _, function = TRAINERS[task.spec.method, task.spec.engine].partition(":")
     result: TrainResult = getattr(import_module(module), function)(task)
     return result

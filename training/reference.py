@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training.distributed import from_main, is_main, of_all, share_of
 from training.pairs import TokenPair
 from training.policy import pair_logps
 from training.progress import Progress
@@ -51,11 +52,11 @@ def reference_logps(
     if cache is None:
         return compute(model, pairs, wanted, pad, progress, shared)
     path = cache / f"{fingerprint(model)}.safetensors"
-    known = read(path)
+    known = read(path) if is_main() else {}
     keys = {index: key_of(pairs[index]) for index in sorted(wanted)}
-    found = {index: known[key] for index, key in keys.items() if key in known}
+    found = from_main({index: known[key] for index, key in keys.items() if key in known})
     computed = compute(model, pairs, wanted - found.keys(), pad, progress, shared)
-    if computed:
+    if computed and is_main():
         add(path, {keys[index]: logps for index, logps in computed.items()})
     return found | computed
 
@@ -64,15 +65,15 @@ def reference_logps(
 def compute(
     model: Any, pairs: Sequence[TokenPair], wanted: set[int], pad: int, progress: Progress, shared: bool
 ) -> dict[int, Logps]:
-    """Return the log-probabilities of the wanted pairs, computed in batches of like length."""
+    """Return the log-probabilities of the wanted pairs, computed in batches of like length, by all processes."""
     order = sorted(wanted, key=lambda index: (pairs[index].length, index))
     found: dict[int, Logps] = {}
-    for at in range(0, len(order), REFERENCE_BATCH):
-        chunk = order[at : at + REFERENCE_BATCH]
+    chunks = share_of([order[at : at + REFERENCE_BATCH] for at in range(0, len(order), REFERENCE_BATCH)])
+    for chunk in chunks:
         logps = torch.stack(pair_logps(model, [pairs[index] for index in chunk], pad, shared=shared), dim=1)
         found |= {index: (chosen, rejected) for index, (chosen, rejected) in zip(chunk, logps.tolist(), strict=True)}
-        progress.step(len(found), len(order))
-    return found
+        progress.step(len(found), sum(map(len, chunks)))
+    return {index: logps for part in of_all(found) for index, logps in part.items()}
 
 
 def fingerprint(model: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hone.weights import weights_digest
-from tests.support.kill_and_resume import METHODS
+from tests.support.kill_and_resume import METHODS, TWO
 from tests.support.training import make_job, row
 from training.run import run_job
 from training.spec import Job
@@ -36,6 +36,12 @@ def test_killed_and_resumed_the_weights_are_bit_identical(outcomes: dict[str, An
     assert outcome["killed"] == outcome["whole"]
     is_native = METHODS[method][0].get("engine") == "native" or method == "ppo"
     assert len(outcome["whole"]) == (2 if is_native else 1), "there are weights, and of PPO the value head too"
+
+
+def test_two_processes_take_the_steps_of_one(outcomes: dict[str, Any]) -> None:
+    gaps = outcomes[TWO]["gaps"]
+    assert 0 < gaps["weights"] < 1e-5, "sums are rounded in another order, and nothing else differs"
+    assert gaps["figures"] < 1e-4
 
 
 def cut_weights(path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import training.kto
 import training.online
@@ -22,7 +23,9 @@ import training.reward_model
 import training.sft
 import training.trl_dpo  # noqa: F401
 from hone.canonical import sha256_file
-from tests.support.training import make_job, row
+from hone.local.ports import free_ports
+from tests.support.training import make_job, row, write_rows
+from training.curve import read_curve
 from training.run import run_job
 from training.spec import Job
 
@@ -33,6 +36,8 @@ SAMPLED: dict[str, Any] = {
     "rewards": {"functions": {"tests.support.rewards:length": 1.0}},
     "stop_rules": "record",
 }
+TWO = "dpo in two processes"
+NATIVE: dict[str, Any] = {"method": "dpo", "engine": "native", "stop": {"patience": 9}}
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "sft": ({"method": "sft"}, 3),
     "reward_model": ({"method": "reward_model", "reward": {"min_accuracy": 0.5}, "learning_rate": 1e-2}, 6),
@@ -42,6 +47,7 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "rloo": ({"method": "rloo", **SAMPLED}, 3),
     "grpo": ({"method": "grpo", **SAMPLED}, 6),
     "sft over 4 bits": ({"method": "sft", "adapter": "qlora"}, 6),
+    TWO: ({**NATIVE, "launcher": "accelerate", "launch": {"processes": 2}}, 3),
     "dpo over 4 bits": ({"method": "dpo", "engine": "native", "adapter": "qlora"}, 3),
 }
 """Method -> its spec, and the checkpoint at which it is killed."""
@@ -50,29 +56,54 @@ DEADLINE_S = 600.0
 
 def main(base: Path, directory: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
-    found = {}
+    found: dict[str, Any] = {}
     for name, (spec, kill_at) in METHODS.items():
-        jobs = [
-            make_job(
-                directory / name / part,
-                base,
-                [row(k) for k in range(14)],
-                **{**spec, "steps": STEPS, "checkpoint_steps": EVERY, "evaluation": QUICK_EXAM},
-            )
-            for part in ("whole", "killed")
-        ]
-        assert wait(start(jobs[0])) == 0, f"{name}: {(jobs[0].directory / 'log').read_text()[-2000:]}"
+        jobs = [job_of(directory / name / part, base, spec) for part in ("whole", "killed")]
+        finish(jobs[0])
         stood_at = kill(jobs[1], kill_at)
-        assert wait(start(jobs[1])) == 0, f"{name}: {(jobs[1].directory / 'log').read_text()[-2000:]}"
+        finish(jobs[1])
         found[name] = {"stood_at": stood_at, **{job.directory.name: digest(job.directory) for job in jobs}}
+    alone = job_of(directory / TWO / "alone", base, NATIVE)
+    finish(alone)
+    found[TWO]["gaps"] = gaps(alone.directory, directory / TWO / "whole")
     return found
 
 
-def start(job: Job) -> int:
-    """Run a job in a child and return its id."""
+def job_of(directory: Path, base: Path, spec: dict[str, Any]) -> Job:
+    """A job on 14 rows, or on 13 so that one is alone in its batch; others are held out, for methods that look."""
+    write_rows(directory / "data" / "dev.jsonl", [row(k) for k in range(20, 25)])
+    fields = {**spec, "steps": STEPS, "checkpoint_steps": EVERY, "evaluation": QUICK_EXAM}
+    return make_job(directory, base, [row(k) for k in range(14 - ("stop" in spec))], **fields)
+
+
+def gaps(one: Path, other: Path) -> dict[str, float]:
+    """The largest difference of two runs' weights, and of their steps' figures."""
+    (ours, our_steps), (theirs, their_steps) = (
+        (load_file(place / "model" / "model.safetensors"), read_curve(place)) for place in (one, other)
+    )
+    figures = [abs(value - their_steps[step][name]) for step, ones in our_steps.items() for name, value in ones.items()]
+    assert len(our_steps) == STEPS
+    assert "eval_loss" in our_steps[STEPS]
+    return {"weights": max(float((ours[n] - theirs[n]).abs().max()) for n in ours), "figures": max(figures)}
+
+
+def finish(job: Job) -> None:
+    for child in start(job):
+        assert wait(child) == 0, f"{job.directory}: {(job.directory / 'log').read_text()[-2000:]}"
+
+
+def start(job: Job) -> list[int]:
+    """Run a job in a child, or in as many as it asks for, and return their ids."""
+    world, (port,) = job.spec.launch.world, free_ports(1)
+    place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if world > 1 else {}
+    return [start_one(job, {**place, "RANK": str(k), "LOCAL_RANK": str(k)} if place else {}) for k in range(world)]
+
+
+def start_one(job: Job, place: dict[str, str]) -> int:
     child = os.fork()
     if child:
         return child
+    os.environ.update(place)
     log = os.open(job.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -92,14 +123,15 @@ def wait(child: int) -> int:
 
 def kill(job: Job, step: int) -> str:
     """Kill a run once it has begun to write the checkpoint of a step; return the newest folder that it left."""
-    child = start(job)
+    children = start(job)
     deadline = time.monotonic() + DEADLINE_S
     while not any(checkpoints(job, step)):
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+        assert all(os.waitpid(child, os.WNOHANG) == (0, 0) for child in children), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    assert wait(child) == -signal.SIGKILL
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert {wait(child) for child in children} == {-signal.SIGKILL}
     assert not (job.directory / "model").exists(), "it must be killed in the middle"
     return max(path.name for number in range(STEPS + 1) for path in checkpoints(job, number))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
@@ -113,10 +114,31 @@ def test_sagemaker_and_vertex_start_the_same_module() -> None:
 def test_what_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ConfigError, match="starts one process"):
         plan_start(job("local", processes=2), has_gpu=False)
-    native = job("accelerate", processes=2)
-    native = native.model_copy(update={"spec": native.spec.model_copy(update={"engine": "native"})})
-    with pytest.raises(ConfigError, match="one process"):
-        plan_start(native, has_gpu=False)
+    for words, launch, change in (
+        ("native ppo trains in one process", {}, {"engine": "native", "method": "ppo"}),
+        ('fsdp2 needs engine = "trl"', {"sharding": "fsdp2"}, {"engine": "native", "method": "dpo"}),
+    ):
+        native = job("accelerate", processes=2, **launch)
+        native = native.model_copy(update={"spec": native.spec.model_copy(update=change)})
+        with pytest.raises(ConfigError, match=words):
+            plan_start(native, has_gpu=True)
+
+
+def test_each_process_takes_its_share_and_all_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.share_of([5, 6]) == [5, 6]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for number in "012":
+        monkeypatch.setenv("RANK", number)
+        shares.append(distributed.share_of(range(4)))
+    assert [list(share) for share in shares] == [[0, 3], [1], [2]]
+
+
+def test_gradients_are_added_up_in_groups_of_a_type_and_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "MAX_SUMMED", 10)
+    sizes = [(4, torch.float32), (6, torch.float32), (1, torch.float32), (20, torch.float32), (2, torch.float64)]
+    found = distributed.buckets([torch.zeros(size, dtype=dtype) for size, dtype in sizes])
+    assert [[tensor.numel() for tensor in bucket] for bucket in found] == [[4, 6], [1], [20], [2]]
 
 
 def test_a_batch_is_that_of_all_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:

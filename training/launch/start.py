@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hone.errors import ConfigError, ProgramFailed
+from training.distributed import native_obstacle
 from training.launch.accelerate_config import accelerate_config
 from training.launch.render import as_yaml, kubernetes_job, slurm_script, train_job
 from training.spec import Job
@@ -71,8 +72,8 @@ def check(job: Job) -> None:
     spec = job.spec
     if spec.launch.world > 1 and spec.launcher == "local":
         raise ConfigError('launcher "local" starts one process: set launcher = "accelerate", or launch.processes = 1')
-    if spec.launch.world > 1 and spec.engine == "native":
-        raise ConfigError('engine "native" trains in one process: set engine = "trl" for several')
+    if problem := native_obstacle(spec, spec.launch.world):
+        raise ConfigError(problem)
 
 
 def launch(job: Job, *, has_gpu: bool) -> None:
