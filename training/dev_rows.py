@@ -10,7 +10,7 @@ import torch
 from hone.errors import NotEnoughData
 from training.completions import answers_of, encode_answers, labels_of
 from training.pairs import Row, read_rows
-from training.policy import answer_logps
+from training.policy import answer_logps, on_device
 
 BATCH = 32
 
@@ -50,9 +50,10 @@ def score(policy: Model, rows: Sequence[Row], max_length: int) -> tuple[Any, Any
     except NotEnoughData:
         answers = []
     logps: list[float] = []
-    for at in range(0, len(answers), BATCH):
-        part = [(a.prompt, a.answer) for a in answers[at : at + BATCH]]
-        logps += answer_logps(model, part, tokenizer.pad_token_id).tolist()
+    with on_device(model):
+        for at in range(0, len(answers), BATCH):
+            part = [(a.prompt, a.answer) for a in answers[at : at + BATCH]]
+            logps += answer_logps(model, part, tokenizer.pad_token_id).tolist()
     return np.array(logps), np.array([len(a.answer) for a in answers]), [a.row for a in answers]
 
 

@@ -21,7 +21,7 @@ from training.bootstrap import Floats, ratio
 from training.generate import Answer, Decoding, generate
 from training.judge import CrossFitted, Preference, clustered, wins
 from training.pairs import Row, encode_pairs, read_rows
-from training.policy import answer_logps
+from training.policy import answer_logps, on_device
 from training.progress import Progress
 from training.spec import Evaluation, Job
 
@@ -149,11 +149,13 @@ def sit_exam(model: Any, tokenizer: Any, exam: Exam, job: Job, progress: Progres
     """Let one model answer everything."""
     settings = job.spec.evaluation
     limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size, "seed": job.spec.seed}
-    progress.stage(f"{name} answers")
     repeated = [prompt for prompt in exam.prompts for _ in range(settings.num_samples)]
-    sampled = generate(model, tokenizer, repeated, Decoding(temperature=settings.temperature, **limits), progress)
-    progress.stage(f"{name} checks")
-    greedy = generate(model, tokenizer, [c.prompt for c in exam.checks], Decoding(temperature=0.0, **limits), progress)
+    asked = [check.prompt for check in exam.checks]
+    with on_device(model):
+        progress.stage(f"{name} answers")
+        sampled = generate(model, tokenizer, repeated, Decoding(temperature=settings.temperature, **limits), progress)
+        progress.stage(f"{name} checks")
+        greedy = generate(model, tokenizer, asked, Decoding(temperature=0.0, **limits), progress)
     size = settings.num_samples
     samples = [sampled[at : at + size] for at in range(0, len(sampled), size)]
     return Contender(model, tokenizer, samples, greedy)
@@ -190,11 +192,12 @@ def measure_preference(held_out: list[Row], challenger: Contender, champion: Con
 def answer_gaps(model: Any, pairs: Sequence[tuple[Any, Any, Any]], pad: int) -> Floats:
     """Return log-probability of chosen minus rejected, one number a pair."""
     gaps: list[float] = []
-    for at in range(0, len(pairs), SCORING_BATCH):
-        chunk = pairs[at : at + SCORING_BATCH]
-        sequences = [(prompt, chosen) for prompt, chosen, _ in chunk] + [(prompt, no) for prompt, _, no in chunk]
-        chosen_B, rejected_B = answer_logps(model, sequences, pad).chunk(2)
-        gaps += (chosen_B - rejected_B).tolist()
+    with on_device(model):
+        for at in range(0, len(pairs), SCORING_BATCH):
+            chunk = pairs[at : at + SCORING_BATCH]
+            sequences = [(prompt, chosen) for prompt, chosen, _ in chunk] + [(prompt, no) for prompt, _, no in chunk]
+            chosen_B, rejected_B = answer_logps(model, sequences, pad).chunk(2)
+            gaps += (chosen_B - rejected_B).tolist()
     return np.array(gaps)
 
 

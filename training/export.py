@@ -21,6 +21,8 @@ def export_model(
 ) -> tuple[Any, Any]:
     """Write the merged policy to `target`, which appears complete or not at all; return it as reloaded from there.
 
+    All of it happens in main memory, where the policy is moved to: a GPU that it was trained on may not hold it twice.
+
     Args:
         base: the directory of the weights under the policy's adapter: the adapter alone is then written, beside what
             names them.
@@ -29,7 +31,7 @@ def export_model(
     Raises:
         ProgramFailed: the reloaded model computes something else than the policy, or cannot answer.
     """
-    probe = probe_ids(tokenizer).to(policy.device)
+    policy, probe = policy.to("cpu"), probe_ids(tokenizer)
     with torch.inference_mode():
         expected = policy(input_ids=probe).logits
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
@@ -41,7 +43,7 @@ def export_model(
         merged = policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
         merged.save_pretrained(scratch, max_shard_size=round(max_shard_gb * 1e9))
     tokenizer.save_pretrained(scratch)
-    model, tokenizer = load_model(scratch)
+    model, tokenizer = load_model(scratch, place="cpu")
     check_export(model, probe, expected)
     publish(scratch, target)
     return model, tokenizer
@@ -57,8 +59,7 @@ def probe_ids(tokenizer: Any) -> Any:
 @torch.inference_mode()
 def check_export(model: Any, probe: Any, expected: Any) -> None:
     """Raise ProgramFailed unless the reloaded model computes what the policy computed, and can write an answer."""
-    probe = probe.to(model.device)
-    gap = (model(input_ids=probe).logits - expected.to(model.device)).abs().max().item()
+    gap = (model(input_ids=probe).logits - expected).abs().max().item()
     if not gap < MERGE_TOLERANCE * max(1.0, expected.abs().max().item()):
         raise ProgramFailed(
             f"the exported model's logits differ from the trained policy's by {gap:.5f}: merging failed"

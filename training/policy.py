@@ -3,7 +3,8 @@
 Shapes: B sequences, T tokens, N answer tokens of the whole batch, H hidden, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ GPU_BLOCK = 128
 """Rows are as long as a multiple of this on a GPU: FlexAttention works in such blocks, and few shapes compile."""
 
 
-def load_model(directory: Path) -> tuple[Any, Any]:
-    """Return the model (fp32, evaluation mode, on the GPU if there is one) and the tokenizer of a local directory.
+def load_model(directory: Path, *, place: str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return the model (in evaluation mode) and the tokenizer of a local directory.
 
     An adapter is merged, in memory, into the base that it names.
+
+    Args:
+        place: the device; None: the GPU of this process if there is one.
 
     Raises:
         ConfigError: it cannot be loaded, or the base is not the one that the adapter was trained on.
@@ -38,13 +42,24 @@ def load_model(directory: Path) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            base.directory if base else directory, local_files_only=True, dtype=torch.float32
+            base.directory if base else directory, local_files_only=True, dtype=dtype
         )
         if base:
             model = PeftModel.from_pretrained(model, directory).merge_and_unload()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{directory} is no loadable transformers model: {error}") from None
-    return model.eval().to(device()), tokenizer
+    return model.eval().to(place or device()), tokenizer
+
+
+@contextmanager
+def on_device(model: Any) -> Iterator[None]:
+    """Hold a model where this process computes, and afterwards where it was: a GPU has no room for all that wait."""
+    before = model.device
+    model.to(device())
+    try:
+        yield
+    finally:
+        model.to(before)
 
 
 def end_tokens(model: Any) -> list[int]:

@@ -20,8 +20,8 @@ def prepare(model: Any, spec: RunSpec, *, shared: bool) -> None:
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-    if spec.precision == "bf16" and spec.adapter == "lora":  # a base in 4 bits was loaded so
-        model.to(torch.bfloat16)
+    if spec.adapter == "lora":  # a base in 4 bits was loaded so
+        model.to(base_dtype(spec))
     if spec.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
@@ -36,9 +36,19 @@ def computing(model: Any, spec: RunSpec) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def base_dtype(spec: RunSpec) -> torch.dtype:
+    """Return what the weights of a base are held in: trained ones in fp32, frozen ones in the run's precision."""
+    return torch.bfloat16 if spec.precision == "bf16" and spec.adapter != "full" else torch.float32
+
+
+def is_rounded(spec: RunSpec) -> bool:
+    """Say whether the base is trained over in fewer bits than it is served in."""
+    return spec.adapter == "qlora" or base_dtype(spec) != torch.float32
+
+
 def restore(model: Any) -> Any:
-    """Return the trained model for merging: in fp32, which loses nothing of bf16, and in evaluation mode."""
-    model.float().eval()
+    """Return the trained model in evaluation mode; what is trained is in fp32, a frozen base as it was loaded."""
+    model.eval()
     if model.is_activation_checkpointing:
         model.activation_checkpointing_disable()
     return model

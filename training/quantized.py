@@ -1,7 +1,8 @@
 """QLoRA (arXiv:2305.14314): a base in 4 bits that stays frozen, and a fresh LoRA adapter over it.
 
-What is served is the adapter on the base as it was before: it is merged into the unquantised weights, not into the
-4-bit ones. The two compute a little different things; by how much is measured and kept with the run.
+What is served is the adapter on the base as it was before: it is merged into the unrounded weights, not into the 4-bit
+ones (and not into the bf16 ones under which LoRA trains on GPUs). The two compute a little different things; by how
+much is measured and kept with the run.
 
 bitsandbytes comes with the extra `qlora`; it is imported by no other run.
 """
@@ -20,13 +21,15 @@ from hone.errors import ConfigError, ProgramFailed
 from training.distributed import device
 from training.fit import Task
 from training.pairs import ids_of
+from training.precision import base_dtype, is_rounded
 from training.preflight import load_weights
 from training.spec import RunSpec
 
 KIND = "nf4"
 NUM_PROBES = 16
 """Rows whose text the two models are compared on."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROBE_TOKENS = 128
+"""Of each, from its beginning."""
 
 
 def load_quantized(directory: str | Path, spec: RunSpec, kind: Any = AutoModelForCausalLM, **fields: Any) -> Any:
@@ -38,7 +41,7 @@ def load_quantized(directory: str | Path, spec: RunSpec, kind: Any = AutoModelFo
     Raises:
         ConfigError: the model cannot be loaded, or a layer is not in 4 bits.
     """
-    dtype = DTYPES[spec.precision]
+    dtype = base_dtype(spec)
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=KIND, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -105,20 +108,25 @@ def to_serve(policy: Any, task: Task) -> tuple[Any, dict[str, float]]:
     Raises:
         ProgramFailed: the adapter does not fit the base.
     """
-    if task.spec.adapter != "qlora":
+    if not is_rounded(task.spec):
         return policy, {}
     served = onto(load_weights(policy.get_base_model().name_or_path), policy)
-    return served, rounding_cost(policy, served, probes(task))
+    found = rounding_cost(policy, served, probes(task))
+    policy.to("cpu")  # the GPU is needed for the judging
+    return served, found
 
 
 def probes(task: Task) -> list[tuple[int, ...]]:
-    """Return the token ids of some rows: held-out ones where there are any, each with an answer if it has one."""
+    """Return the token ids of some rows: held-out ones where there are any, each with an answer if it has one.
+
+    So many that a CPU reads them in a minute, however large the model is.
+    """
     chats = []
     for row in (task.dev or task.rows)[:NUM_PROBES]:
         answer = row.get("chosen", row.get("completion"))
         chats.append([*row["prompt"], *([{"role": "assistant", "content": answer}] if answer else [])])
     texts = [task.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-    return [ids[: task.spec.max_length] for ids in ids_of(texts, task.tokenizer)]
+    return [ids[:PROBE_TOKENS] for ids in ids_of(texts, task.tokenizer)]
 
 
 @torch.inference_mode()

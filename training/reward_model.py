@@ -24,6 +24,7 @@ from training.adapter import peft_config
 from training.checkpoint import publish
 from training.fit import Task
 from training.pairs import Row, TokenPair, encode_pairs
+from training.precision import base_dtype, is_rounded
 from training.quantized import load_quantized, onto
 from training.result import TrainResult
 from training.reward_set import REWARDS, score_ids
@@ -38,7 +39,7 @@ ONLY = "reward"
 """Name of the one model where the spec names no objectives."""
 MIN_DEVIATION = 1e-4
 SCORES_COMPARED = 64
-"""Pairs whose scores before and after merging are set beside each other, where training was in 4 bits."""
+"""Pairs whose scores before and after merging are set beside each other, where the base was rounded for training."""
 RELOAD_TOLERANCE = 1e-3
 
 Report = dict[str, dict[str, float]]
@@ -88,7 +89,7 @@ def train_one(task: Task, name: str) -> tuple[TrainResult, Any]:
         raise NotEnoughData(f"no row names the objective {name!r}: rows carry it as `objective`")
     pairs, dropped = encode_pairs(task.rows, task.tokenizer, task.spec.max_length)
     torch.manual_seed(task.spec.seed)  # the head is drawn when the model is loaded
-    model = load_scorer(task, in_4_bits=task.spec.adapter == "qlora")
+    model = load_scorer(task, is_rounded=True)
     shared = arguments(task)
     dev = encode_pairs(task.dev, task.tokenizer, task.spec.max_length)[0] if "eval_strategy" in shared else []
     trainer = RewardTrainer(
@@ -101,17 +102,18 @@ def train_one(task: Task, name: str) -> tuple[TrainResult, Any]:
     )
     result = run_trainer(trainer, task, figures, dropped)
     trained = result.model
-    if task.spec.adapter == "qlora":
-        trained = onto(load_scorer(task, in_4_bits=False), trained)
+    if is_rounded(task.spec):
+        trained = onto(load_scorer(task, is_rounded=False), trained)
     return result, trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
 
 
-def load_scorer(task: Task, *, in_4_bits: bool) -> Any:
-    """Return the base with a head of one output, drawn anew."""
-    if in_4_bits:
+def load_scorer(task: Task, *, is_rounded: bool) -> Any:
+    """Return the base with a head of one output, drawn anew: in 4 bits or bf16 as it is trained, or in fp32."""
+    if is_rounded and task.spec.adapter == "qlora":
         return load_quantized(task.model.name_or_path, task.spec, AutoModelForSequenceClassification, num_labels=1)
+    dtype = base_dtype(task.spec) if is_rounded else torch.float32
     return AutoModelForSequenceClassification.from_pretrained(
-        task.model.name_or_path, num_labels=1, local_files_only=True, dtype=torch.float32
+        task.model.name_or_path, num_labels=1, local_files_only=True, dtype=dtype
     )
 
 
@@ -163,8 +165,8 @@ def measure(model: Any, task: Task, name: str) -> dict[str, float]:
 
 
 def rounding_of(trained: Any, served: Any, task: Task) -> dict[str, float]:
-    """Return by how much the scores of model and served model differ, in deviations, where it was trained in 4 bits."""
-    if task.spec.adapter != "qlora":
+    """Return by how much the scores of trained and served model differ, in deviations, where the base was rounded."""
+    if not is_rounded(task.spec):
         return {}
     pairs, _ = encode_pairs(task.rows[:SCORES_COMPARED], task.tokenizer, task.spec.max_length)
     ours, theirs = (np.concatenate(scores_of(model, pairs, task.tokenizer.pad_token_id)) for model in (trained, served))

@@ -25,11 +25,12 @@ from training.fit import Task, fit
 from training.meter import meter_for
 from training.pairs import Row, read_rows
 from training.policy import load_model
+from training.precision import base_dtype
 from training.preflight import check_run, load_tokenizer, prepare_base
 from training.progress import Progress
 from training.quantized import load_quantized, to_serve
 from training.result import TrainResult
-from training.spec import Job
+from training.spec import Job, RunSpec
 from training.trackers import trackers_of
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,14 @@ def load_task(job: Job, progress: Progress) -> tuple[Job, Task]:
 
 
 def load_base(job: Job) -> Any:
-    """Return the model to train on: in 4 bits for `qlora`, else in fp32. Raises ConfigError where it cannot be had."""
+    """Return the model to train on: in 4 bits for `qlora`, under an adapter in the run's precision, else in fp32.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
     if job.spec.adapter == "qlora":
         return load_quantized(job.base_directory, job.spec)
-    return load_model(job.base_directory)[0]
+    return load_model(job.base_directory, dtype=base_dtype(job.spec))[0]
 
 
 def train_rewards(task: Task) -> tuple[TrainResult, dict[str, Any]]:
@@ -119,18 +124,25 @@ def train_policy(task: Task, job: Job) -> tuple[TrainResult, dict[str, Any]]:
     policy, rounding = to_serve(result.model, task)
     kept_base = job.base_directory if job.spec.export == "adapter" else None
     shards = job.spec.max_shard_gb
-    challenger = export_model(policy, task.tokenizer, job.directory / MODEL, base=kept_base, max_shard_gb=shards)
-    champion = load_model(champion_directory(job))
+    export_model(policy, task.tokenizer, job.directory / MODEL, base=kept_base, max_shard_gb=shards)
+    challenger = to_judge(job.directory / MODEL, job.spec)
+    champion = to_judge(champion_directory(job), job.spec)
     measured = evaluate(job, challenger, champion, task.progress)
-    base = champion[0] if champion_directory(job) == job.base_directory else load_model(job.base_directory)[0]
+    base = champion if champion_directory(job) == job.base_directory else to_judge(job.base_directory, job.spec)
     digest = weights_digest(job.directory / MODEL)
     return result, {
         "model_version": model_version_of(digest),
         "digest": digest,
         "measured": {**measured, "stop_rules": stop_rule_measurements(result)},
-        "dev": measure_dev(job.directory / "data", challenger, base, job.spec.max_length),
+        "dev": measure_dev(job.directory / "data", challenger, base[0], job.spec.max_length),
         "training": {**summary(result, task.rows), **({"rounding": rounding} if rounding else {})},
     }
+
+
+def to_judge(directory: Path, spec: RunSpec) -> tuple[Any, Any]:
+    """Return a model in main memory, where it waits for its turn, in bf16 where a GPU trains in bf16."""
+    is_halved = spec.precision == "bf16" and torch.cuda.is_available()
+    return load_model(directory, place="cpu", dtype=torch.bfloat16 if is_halved else torch.float32)
 
 
 def champion_directory(job: Job) -> Path:

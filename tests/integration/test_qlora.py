@@ -30,6 +30,7 @@ QLORA = {
         ("sft, 8-bit optimiser", "sft", {"optimizer": "adamw_8bit"}),
         ("dpo", "dpo robust", {}),
         ("dpo in bf16", "dpo robust", {"precision": "bf16"}),
+        ("lora in bf16", "dpo robust", {"precision": "bf16", "adapter": "lora"}),
         ("kto", "kto", {}),
         ("ppo", "ppo", {}),
         ("rloo", "rloo", {}),
@@ -43,16 +44,20 @@ def spec() -> RunSpec:
 
 
 @pytest.mark.parametrize("recipe", QLORA.values(), ids=list(QLORA))
-def test_a_policy_is_trained_over_4_bits_and_served_on_the_whole_base(
+def test_a_policy_is_trained_over_few_bits_and_served_on_the_whole_base(
     tiny_base: Path, tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
     make_job(tmp_path / "run", tiny_base, [row(k) for k in range(12)], **recipe)
     assert main(["run", str(tmp_path / "run" / "job.json")]) == 0
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     rounding = report["training"]["rounding"]
-    assert 0 < rounding["kl"] < 1e-3, "4 bits differ, and a little only"
+    assert 0 < rounding["kl"] < 1e-3, "fewer bits differ, and a little only"
     assert rounding["kl_learnt"] > 0, "something was learnt, and served"
     model, tokenizer = load_model(tmp_path / "run" / "model")
+    head = "model.embed_tokens.weight"
+    assert torch.equal(model.state_dict()[head], load_model(tiny_base)[0].state_dict()[head]), (
+        "not even rounded to bf16"
+    )
     assert not hasattr(model.config, "quantization_config")
     decoding = Decoding(temperature=0.0, max_new_tokens=4, batch_size=2)
     (answer,) = generate(model, tokenizer, [row(0)["prompt"]], decoding, Progress(tmp_path / "p.json"))
@@ -74,7 +79,7 @@ def test_the_adapter_is_merged_into_the_unquantised_weights(tiny_base: Path, tmp
 def test_reward_models_are_trained_over_4_bits_with_a_whole_head(tiny_base: Path, tmp_path: Path) -> None:
     rows = [row(k) for k in range(8)]
     recipe = {"method": "reward_model", "reward": {"min_accuracy": 0.9}, "learning_rate": 1e-2, "steps": 12}
-    make_job(tmp_path / "run", tiny_base, rows, adapter="qlora", **recipe)
+    make_job(tmp_path / "run", tiny_base, rows, adapter="qlora", precision="bf16", **recipe)
     assert main(["run", str(tmp_path / "run" / "job.json")]) == 0
     (objective,) = load_objectives(tmp_path / "run").values()
     assert {weight.dtype for weight in objective.model.parameters()} == {torch.float32}

@@ -139,7 +139,7 @@ def test_a_reward_model_whose_head_is_lost_on_the_way_fails_the_run(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = make_task(load_model(tiny_base), tmp_path, [row(k) for k in range(4)], method="reward_model")
-    scorer = load_scorer(task, in_4_bits=False)
+    scorer = load_scorer(task, is_rounded=False)
     without_head = {name: weight for name, weight in scorer.state_dict().items() if name != "score.weight"}
     monkeypatch.setattr(scorer, "save_pretrained", partial(scorer.save_pretrained, state_dict=without_head))
     with pytest.raises(ProgramFailed, match="scores"):
