@@ -22,14 +22,15 @@ from hone.store.models import stable_model
 COUNTS = ("pairs", "edits", "thumbs_up", "thumbs_down", "demonstrations")
 count = click.IntRange(min=0)
 NOT_DOABLE = 1
+CPU, DEFAULT_GPU = "cpu", "h100"
 
 
 @click.command()
 @click.option(
     "--model", help="A size of the tables (0.5b, 8b, 70b …) or a model's directory; default: the stable model."
 )
-@click.option("--gpus", type=count, default=0, show_default=True, help="GPUs; 0: this machine's CPU.")
-@click.option("--gpu", default="h100", show_default=True, help="Which GPU, by its name in the tables.")
+@click.option("--gpus", type=count, help="GPUs; 0: this machine's CPU. Default: 1 with --gpu, else 0.")
+@click.option("--gpu", help="Which GPU, by its name in the tables; default: h100.")
 @click.option("--memory-gb", type=float, help="Memory of one device, if not the table's (of a CPU: this machine's).")
 @click.option(
     "--goal", type=click.Choice(get_args(Goal)), default="style", show_default=True, help="What is to be learned."
@@ -130,16 +131,24 @@ def shape_named(name: str, tables: Tables) -> Shape:
 
 
 def hardware_of(options: dict[str, Any], tables: Tables) -> Hardware:
-    """Return the devices; of a CPU, this machine's cores and memory. Raises ConfigError on an unknown GPU."""
-    name = options["gpu"] if options["gpus"] else "cpu"
-    if name not in tables.hardware:
-        raise ConfigError(f"--gpu {name!r} is not in the tables: {', '.join(tables.hardware)}")
-    device = tables.hardware[name]
-    if not options["gpus"]:
-        device = this_machine(device)
+    """Return the devices; of a CPU, this machine's cores and memory.
+
+    Raises:
+        ConfigError: the tables do not know the GPU, or one is named and none is to be used.
+    """
+    gpu, gpus = options["gpu"], options["gpus"]
+    if gpu is not None and gpus == 0:
+        raise ConfigError(f"--gpu {gpu} with --gpus 0: leave --gpu out to plan for this machine's CPU")
+    if gpus is None:
+        gpus = 0 if gpu is None else 1
+    name = (gpu or DEFAULT_GPU) if gpus else CPU
+    known = [key for key in tables.hardware if (key != CPU) is (gpus > 0)]
+    if name not in known:
+        raise ConfigError(f"--gpu {name!r} is not in the tables: {', '.join(known)}")
+    device = tables.hardware[name] if gpus else this_machine(tables.hardware[name])
     if options["memory_gb"]:
         device = device.model_copy(update={"memory_gb": options["memory_gb"]})
-    return Hardware(name=name, device=device, gpus=options["gpus"])
+    return Hardware(name=name, device=device, gpus=gpus)
 
 
 commands = (plan,)

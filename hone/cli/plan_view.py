@@ -84,7 +84,7 @@ def stage_facts(stage: Stage) -> Iterator[tuple[str, str]]:
     yield "trains", "all weights" if stage.adapter == "full" else f"{stage.adapter}, rank {stage.rank}, {targets}"
     if stage.loss:
         yield "loss", f"{stage.loss}{f', {stage.label_smoothing:.2f} flipped' if stage.label_smoothing else ''}"
-    yield "learning rate", f"{stage.learning_rate:g}, {stage.epochs:g} passes"
+    yield "learning rate", f"{stage.learning_rate:g}, {stage.epochs:g} pass{'' if stage.epochs == 1 else 'es'}"
     if stage.fit and stage.cost:
         fit, cost = stage.fit, stage.cost
         parts = f"{fit.labels_per_device} a device × {fit.accumulation} accumulated × {fit.setup.world} devices"

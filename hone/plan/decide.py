@@ -191,8 +191,17 @@ def plan_stage(
         if stage.fit is not None or problem is None:
             break
         tried.append(f"{method}: {problem}")
+    if stage.fit and stage.adapter != adapter:
+        why = [fallen_back(name, text, adapter, stage.adapter) for name, text in why]
     stage = replace(stage, options=options, why=(*why, *stage.why))
     return stage, ([] if stage.fit else tried), notes_on(stage, tried if stage.fit else [])
+
+
+def fallen_back(what: str, why: str, wished: Adapter, taken: Adapter) -> tuple[str, str]:
+    """Return the reason of what was decided, the adapter's as it stands after a fallback."""
+    if what != "adapter":
+        return what, why
+    return what, f"{taken}, since {wished} does not fit; the tables wished {wished}: {why}"
 
 
 def attempt(
@@ -229,7 +238,7 @@ def attempt(
 
 def notes_on(stage: Stage, tried: list[str]) -> list[str]:
     """Return the warnings of a stage."""
-    found = list(tried)
+    found = [f"{problem}: {stage.adapter} is planned instead" for problem in tried]
     if stage.below_minimum:
         found.append(
             f"{stage.method}: {stage.num_labels} labels are below the advised minimum of {stage.minimum}: "

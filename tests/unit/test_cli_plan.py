@@ -65,3 +65,18 @@ def test_a_file_that_is_no_shape_is_explained(tmp_path: Path) -> None:
     assert "hidden_size" in result.output
     assert "neither a directory nor a size" in plan("--model", "nine", "--pairs", "10").output
     assert "not in the tables" in plan("--model", "8b", "--gpus", "1", "--gpu", "abacus", "--pairs", "1").output
+    assert "not in the tables" in plan("--model", "8b", "--gpu", "abacus", "--pairs", "1").output
+    assert "leave --gpu out" in plan("--model", "8b", "--gpu", "l4", "--gpus", "0", "--pairs", "1").output
+
+
+def test_a_gpu_that_is_named_without_a_number_is_one() -> None:
+    assert "on 1 × l4" in plan("--model", "1b", "--gpu", "l4", "--pairs", "5000").stdout
+    assert "this machine's CPU" in plan("--model", "demo", "--pairs", "5000").stdout
+
+
+def test_after_a_fallback_every_text_is_of_what_is_planned() -> None:
+    shown = " ".join(plan("--model", "32b", "--gpus", "1", "--gpu", "a100", "--pairs", "5000").output.split())
+    assert "trains qlora, rank 16" in shown
+    assert "qlora, since lora does not fit; the tables wished lora: 1 to 7 large GPUs hold the base" in shown
+    assert "2 such GPUs would do with FSDP2: qlora is planned instead" in shown
+    assert "0.00002, 1 pass " in shown.replace("2e-05", "0.00002")
