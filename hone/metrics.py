@@ -24,7 +24,7 @@ CHAT_ANSWERS = Counter(
 CHAT_FALLBACKS = Counter("hone_chat_fallbacks_total", "Canary failures before the first byte, answered by stable.")
 HOOK_CALLS = Counter(
     "hone_response_hook_calls_total",
-    "Answers shown to the response hook: allowed, replaced, withheld; timeout, unreachable, invalid are its failures.",
+    "Answers for the response hook: allowed, replaced, withheld; timeout, unreachable, invalid (failed); skipped.",
     ["result"],
 )
 HOOK_SECONDS = Histogram("hone_response_hook_seconds", "Response hook: asked to answered.", buckets=SECONDS)

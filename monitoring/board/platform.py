@@ -132,8 +132,8 @@ PLATFORM = Row(
                 Query('sum(increase(hone_lost_responses_total{job="gateway"}[1h]))', "answers lost"),
                 Query('sum(increase(hone_shadow_dropped_total{job="gateway"}[1h]))', "shadow copies dropped"),
                 Query(
-                    'sum(increase(hone_response_hook_calls_total{job="gateway",result=~"timeout|unreachable|invalid"}'
-                    "[1h])) or vector(0)",
+                    'sum(increase(hone_response_hook_calls_total{job="gateway",result!~"allowed|replaced|withheld"}[1h]))'
+                    " or vector(0)",
                     "response hook failed",
                 ),
                 Query('sum(increase(hone_ingest_retries_total{job="ingest"}[1h]))', "waits of ingest"),

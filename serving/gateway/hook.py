@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,6 +12,7 @@ import msgspec
 
 from hone import metrics
 from hone.settings import Gateway as Limits
+from serving.gateway.breaker import CLOSED, Policy, abandoned, admit, failed, succeeded
 from serving.gateway.exchange import MAX_COMPLETION_BYTES, Exchange
 from serving.gateway.sse import Summary, events
 from serving.gateway.wire import Wire
@@ -41,7 +44,7 @@ class Judgement:
 
 
 class HookFailed(Exception):
-    """The hook gave no answer that can be used. `result` is `timeout`, `unreachable` or `invalid`."""
+    """The hook gave no answer to use. `result`: `timeout`, `unreachable`, `invalid`; `skipped`: it was not asked."""
 
     def __init__(self, result: str, detail: str) -> None:
         super().__init__(detail)
@@ -51,24 +54,46 @@ class HookFailed(Exception):
 class Hook:
     """The check. Make it inside the event loop that uses it."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         """`limits.response_hook_url` is set."""
         self._url, self._passes = limits.response_hook_url or "", limits.response_hook_on_failure == "pass"
         self._timeout_s = limits.response_hook_timeout_s
         self._wire = Wire(connect_timeout_s=self._timeout_s, timeout_s=self._timeout_s)
+        self._policy = Policy(limits.response_hook_breaker_failures, limits.response_hook_breaker_open_s)
+        self._breaker, self._clock = CLOSED, clock
         self._failing = False
 
     async def judge(self, exchange: Exchange, summary: Summary) -> Judgement:
-        """Return what to do with an answer; a hook that fails is answered for by `response_hook_on_failure`."""
-        with metrics.HOOK_SECONDS.time():
-            try:
-                judgement = judgement_of(await self._ask(question(exchange, summary)))
-                self._note(None)
-            except HookFailed as error:
-                self._note(error)
-                judgement = Judgement(error.result, self._passes, reason=f"the response hook failed: {error.result}")
+        """Return what to do with an answer; a hook that fails is answered for by `response_hook_on_failure`.
+
+        A hook that failed too often in a row is not asked for a while, and nobody waits for it.
+        """
+        try:
+            judgement = judgement_of(await self._try(question(exchange, summary)))
+        except HookFailed as error:
+            judgement = Judgement(error.result, self._passes, reason=f"the response hook failed: {error.result}")
         metrics.HOOK_CALLS.labels(judgement.result).inc()
         return judgement
+
+    async def _try(self, body: bytes) -> HookAnswer:
+        """Ask, if the breaker lets this call through, and tell it what came of it."""
+        admitted = admit(self._breaker, self._clock())
+        if admitted is None:
+            raise HookFailed("skipped", "it failed too often in a row")
+        was_trial, self._breaker = admitted.trying, admitted
+        try:
+            with metrics.HOOK_SECONDS.time():
+                answer = await self._ask(body)
+        except HookFailed as error:
+            self._breaker = failed(self._breaker, self._policy, self._clock(), was_trial=was_trial)
+            self._note(error)
+            raise
+        except asyncio.CancelledError:
+            self._breaker = abandoned(self._breaker, was_trial=was_trial)
+            raise
+        self._breaker = succeeded(self._breaker)
+        self._note(None)
+        return answer
 
     async def close(self) -> None:
         """Close every connection that is idle."""

@@ -144,15 +144,17 @@ def test_a_hook_that_fails_is_counted_and_answered_for_by_the_setting(
     assert calls(result) == before + 2
 
 
-async def judge_by_both_policies(url: str) -> list[Judgement]:
+def an_exchange() -> Exchange:
     body = msgspec.json.encode({"model": "hone", "messages": HI})
-    exchange = Exchange(
-        read_ask(body, {"headers": []}, b"k" * 16, uuid7()), Decision(Track.STABLE, "m"), "", uuid7(), 0
-    )
+    ask = read_ask(body, {"headers": []}, b"k" * 16, uuid7())
+    return Exchange(ask, Decision(Track.STABLE, "m"), "", uuid7(), 0)
+
+
+async def judge_by_both_policies(url: str) -> list[Judgement]:
     judgements = []
     for policy in ("pass", "block"):
         hook = Hook(Limits(response_hook_url=url, response_hook_timeout_s=0.3, response_hook_on_failure=policy))
-        judgements.append(await hook.judge(exchange, Summary("hello", "stop", None, None)))
+        judgements.append(await hook.judge(an_exchange(), Summary("hello", "stop", None, None)))
         await hook.close()
     return judgements
 
@@ -167,6 +169,27 @@ def test_answers_pass_or_are_withheld_while_the_hook_is_down(
         (response,) = served.responses(1)
     assert (choice["message"]["content"], choice["finish_reason"]) == (text, reason)
     assert (response.completion, response.finish_reason) == (text, reason)
+
+
+def test_a_hook_that_fails_again_and_again_is_not_asked_for_a_while_and_then_tried_by_one_answer() -> None:
+    server, before = HookServer(b"", status=500), calls("skipped")
+    with serving(server) as url:
+        results = asyncio.run(judge_while_it_fails_and_recovers(url, server))
+    assert results == ["invalid", "invalid", "skipped", "invalid", "skipped", "allowed", "allowed"]
+    assert len(server.asked) == 5
+    assert calls("skipped") == before + 2
+
+
+async def judge_while_it_fails_and_recovers(url: str, server: HookServer) -> list[str]:
+    now, results = 0.0, []
+    limits = Limits(response_hook_url=url, response_hook_breaker_failures=2, response_hook_breaker_open_s=10)
+    hook = Hook(limits, clock=lambda: now)
+    for now in (0, 1, 2, 11.5, 12, 22, 23):
+        if now == 22:
+            server.says, server.status = ALLOW, 200
+        results.append((await hook.judge(an_exchange(), Summary("hello", "stop", None, None))).result)
+    await hook.close()
+    return results
 
 
 def test_a_stream_is_held_until_the_hook_has_answered(tmp_path: Path) -> None:
