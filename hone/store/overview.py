@@ -15,7 +15,7 @@ from hone.store.capture import read_capture
 from hone.store.dead_letters import count_dead_letters
 from hone.store.models import STABLE, get_alias
 from hone.store.pairs import backlog
-from hone.store.requests import count_new_labels, count_new_pairs
+from hone.store.requests import count_new_labels, count_new_pairs, on_policy_versions
 from hone.store.rollouts import last_ended, live_rollout
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import (
@@ -55,7 +55,7 @@ def trigger_view(session: Session, settings: Settings, now: datetime) -> Look:
     """Return what the trigger sees now: labels count for KTO, for `auto` whichever there are more of, else pairs."""
     counters = {"kto": (count_new_labels,), "auto": (count_new_pairs, count_new_labels)}
     found = [
-        counter(session, now, settings.trigger.max_user_pairs)
+        counter(session, now, settings.trigger.max_user_pairs, on_policy_versions(session, settings.trigger))
         for counter in counters.get(settings.trigger.method, (count_new_pairs,))
     ]
     counts = max(found, key=lambda one: one.num_pairs)

@@ -1,6 +1,6 @@
 """Requests to retrain: one row for one crossing of the threshold, claimed by one DAG run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,8 +12,10 @@ from sqlalchemy.orm import Session, aliased
 from hone.errors import Conflict
 from hone.ids import uuid7
 from hone.records import TRAINABLE_LICENSES, Track
+from hone.settings import Trigger
 from hone.store.candidates import WHOLE
 from hone.store.locks import REVISIONS_LOCK
+from hone.store.models import family_of
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import ErasureRow, PreferencePairRow, ResponseRow, RetrainRequestRow, UnaryLabelRow
 from hone.trigger import Counts
@@ -35,17 +37,33 @@ def crossing_name(watermark: int) -> str:
     return f"pairs:{watermark}"
 
 
-def count_new_pairs(session: Session, now: datetime, max_user_pairs: int | None = None) -> Counts:
-    """Count the trainable active pairs above the last watermark, at most `max_user_pairs` of each person."""
-    return count(session, new_pairs(last_watermark(session)), now, max_user_pairs)
+def count_new_pairs(
+    session: Session, now: datetime, max_user_pairs: int | None = None, versions: Sequence[str] | None = None
+) -> Counts:
+    """Count the trainable active pairs above the last watermark, at most `max_user_pairs` of each person.
+
+    Args:
+        versions: only pairs count whose answers are of these; None: of any.
+    """
+    return count(session, new_pairs(last_watermark(session), versions), now, max_user_pairs)
 
 
-def count_new_labels(session: Session, now: datetime, max_user_pairs: int | None = None) -> Counts:
-    """Count the trainable active labels above the last watermark, for methods that learn from labels."""
-    return count(session, new_labels(last_watermark(session)), now, max_user_pairs)
+def count_new_labels(
+    session: Session, now: datetime, max_user_pairs: int | None = None, versions: Sequence[str] | None = None
+) -> Counts:
+    """Count the trainable active labels above the last watermark, for methods that learn from labels; see above."""
+    return count(session, new_labels(last_watermark(session), versions), now, max_user_pairs)
 
 
-def new_pairs(watermark: int) -> Subquery:
+def on_policy_versions(session: Session, trigger: Trigger) -> list[str] | None:
+    """Return the versions whose answers are trained on; None: those of every version are."""
+    family = family_of(session) if trigger.off_policy == "exclude" else None
+    if family is None:
+        return None
+    return sorted(v for v in family.parents if family.reason(frozenset([v]), trigger.max_generations) is None)
+
+
+def new_pairs(watermark: int, versions: Sequence[str] | None = None) -> Subquery:
     """Select person and time of each trainable active pair with a revision above `watermark`."""
     chosen, rejected = aliased(ResponseRow), aliased(ResponseRow)
     pair = PreferencePairRow
@@ -54,17 +72,19 @@ def new_pairs(watermark: int) -> Subquery:
         .join(chosen, chosen.response_id == pair.chosen_id)
         .join(rejected, rejected.response_id == pair.rejected_id)
         .where(pair.active, pair.rev > watermark, trainable(chosen), trainable(rejected), remembered(pair))
+        .where(answered_by(rejected, versions), or_(pair.body_event_id.is_not(None), answered_by(chosen, versions)))
         .subquery()
     )
 
 
-def new_labels(watermark: int) -> Subquery:
+def new_labels(watermark: int, versions: Sequence[str] | None = None) -> Subquery:
     """Select person and time of each trainable active label with a revision above `watermark`."""
     label = UnaryLabelRow
     return (
         select(label.user_id, label.updated_at)
         .join(ResponseRow, ResponseRow.response_id == label.response_id)
         .where(label.active, label.rev > watermark, trainable(ResponseRow), remembered(label))
+        .where(answered_by(ResponseRow, versions))
         .subquery()
     )
 
@@ -77,6 +97,11 @@ def trainable(response: type[ResponseRow]) -> ColumnElement[bool]:
         response.track != Track.SHADOW,
         response.finish_reason == WHOLE,
     )
+
+
+def answered_by(response: type[ResponseRow], versions: Sequence[str] | None) -> ColumnElement[bool]:
+    """Say that an answer is of one of the versions; None: of any."""
+    return true() if versions is None else response.model_version.in_(versions)
 
 
 def remembered(row: type[PreferencePairRow] | type[UnaryLabelRow]) -> ColumnElement[bool]:

@@ -1,6 +1,7 @@
 """One crossing of the threshold makes one request, and one run gets it."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from hone.records import Track
 from hone.settings import Pairs, Settings
 from hone.store import requests
 from hone.store.events import mark_dirty, store_events
+from hone.store.models import register_model, set_alias
 from hone.store.overview import trigger_view
 from hone.store.pairs import begin_pair_transaction
 from hone.store.requests import claim_request, count_new_labels, count_new_pairs, finish_request, open_request
@@ -46,6 +48,19 @@ def add_pairs(sessions: Sessions, number: int, *, user: str | None = None, **fie
             mark_dirty(session, stored.touched)
     with sessions.begin() as session:
         derive_batch(session, Pairs(batch_turns=10_000))
+
+
+def test_excluded_pairs_do_not_count_towards_the_threshold(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        base = register_model(session, digest="1" * 64, directory=Path("/base"), status="imported")
+        set_alias(session, "stable", base, expected_generation=None)
+    add_pairs(sessions, 3, model_version=base)
+    add_pairs(sessions, 4, model_version="somebody's API")
+    for action, number in (("weight", 7), ("exclude", 3)):
+        trigger = ACTIVE.trigger.model_copy(update={"off_policy": action})
+        with sessions() as session:
+            seen = trigger_view(session, ACTIVE.model_copy(update={"trigger": trigger}), datetime.now(UTC))
+        assert seen.num_pairs == number
 
 
 def look(sessions: Sessions, settings: Settings = ACTIVE) -> bool:
