@@ -24,13 +24,14 @@ pytestmark = pytest.mark.slow
 DEADLINE_S = 240.0
 GRID = """
 method = "dpo"
+repeats = 2
 [spec]
 steps = 4
 checkpoint_steps = 2
 max_grad_norm = 1e30
 [space]
-learning_rate = [1e-2, 1e30]
-lora.rank = [2, 4]
+learning_rate = [1e-3, 1e-2, 1e30]
+lora.rank = [2]
 """
 
 
@@ -77,7 +78,7 @@ def test_a_killed_sweep_loses_no_trial_and_runs_none_twice(
 ) -> None:
     words = [f"--set=spec.dataset={rows}", f"--set=spec.base={tiny_base}"]
     planned, _ = finish(start(program, tmp_path, GRID, *words, "--dry-run", "--json"))
-    assert (planned["trials"], planned["steps"], planned["rows"]) == (4, 4, {"train": 12, "dev": 6, "test": 0})
+    assert (planned["trials"], planned["steps"], planned["rows"]) == (3, 4, {"train": 12, "dev": 6, "test": 0})
     assert planned["seconds"] > 0
     assert not written(tmp_path), "a dry run trains nothing"
 
@@ -93,22 +94,25 @@ def test_a_killed_sweep_loses_no_trial_and_runs_none_twice(
     before = written(tmp_path)
 
     found, err = finish(start(program, tmp_path, GRID, *words, "--json"))
-    assert "trial 4/4" in err
+    assert "trial 3/3" in err
     assert {name: when for name, when in written(tmp_path).items() if name in before} == before, "done is done"
-    assert [trial["number"] for trial in found["trials"]] == list(range(4))
-    levels = {(trial["params"]["learning_rate"], trial["params"]["lora.rank"]) for trial in found["trials"]}
-    assert len(levels) == 4
+    assert [trial["number"] for trial in found["trials"]] == list(range(3))
     states = {trial["params"]["learning_rate"]: (trial["state"], trial["reason"]) for trial in found["trials"]}
-    assert states[1e-2] == ("done", None)
+    assert set(states) == {1e-3, 1e-2, 1e30}
+    assert states[1e-3] == states[1e-2] == ("done", None)
     assert states[1e30][0] == "failed"
     assert "lower learning_rate" in states[1e30][1]
     for trial in found["trials"]:
-        assert trial["state"] == "failed" or list(read_curve(Path(trial["runs"][0]))) == [1, 2, 3, 4]
+        if trial["state"] == "done":
+            curves = [read_curve(Path(run)) for run in trial["runs"]]
+            assert [list(curve) for curve in curves] == [[1, 2, 3, 4]] * 2
+            assert curves[0] != curves[1], "each repeat has a seed of its own"
+            assert trial["value"] == sum(trial["values"]) / 2
     check_files(Path(found["folder"]), rows, tiny_base)
 
     again, _ = finish(start(program, tmp_path, GRID, *words, "--json"))
     assert again == found
-    assert len(written(tmp_path)) == 2
+    assert len(written(tmp_path)) == 4
 
 
 def holder_of(lock: Path) -> int:
@@ -128,7 +132,7 @@ def check_files(folder: Path, rows: Path, base: Path) -> None:
     best = load_spec(folder / "best.toml")
     assert (best.dataset, best.base, best.steps) == (str(rows), str(base), 4)
     assert best.evaluation.test_only, "dev has chosen it"
-    trial = tomllib.loads((folder / "trials" / "000" / "spec.toml").read_text())
+    trial = tomllib.loads((folder / "trials" / "000" / "spec-0.toml").read_text())
     assert Path(trial["dataset"]) == folder / "data", "a trial needs no database, and registers nothing"
 
 

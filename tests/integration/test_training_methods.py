@@ -22,7 +22,9 @@ from tests.support.pairs import add_edit
 from tests.support.training import QUICK, make_job, make_task, row, write_rows
 from training.__main__ import main
 from training.curve import read_curve
+from training.fit import fit
 from training.generate import Decoding, generate
+from training.meter import meter_for
 from training.policy import load_model
 from training.progress import Progress
 from training.reward_model import export, load_scorer
@@ -75,6 +77,24 @@ def test_a_policy_is_trained_exported_reloaded_and_answers(
     assert answer.num_tokens
     before, after = (dict(load_model(place)[0].named_parameters()) for place in (tiny_base, tmp_path / "run" / "model"))
     assert any(not weight.equal(after[name]) for name, weight in before.items()), "something was learnt"
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo trl", "ppo", "dpo full"])
+def test_a_run_says_how_fast_it_goes_and_what_it_takes(tiny_base: Path, tmp_path: Path, name: str) -> None:
+    launch = {"peak_tflops": 0.1}
+    task = make_task(
+        load_model(tiny_base), tmp_path / "run", [row(k) for k in range(12)], **POLICIES[name], launch=launch
+    )
+    task.progress.meter = meter_for(task.spec, task.model)
+    fit(task)
+    facts = json.loads((tmp_path / "run" / "progress.json").read_text())
+    assert (facts["stage"], facts["done"], facts["total"]) == ("train", 6, 6)
+    speed = facts["speed"]
+    assert speed["tokens_per_s"] > 0
+    assert 0 < speed["mfu"] < 1
+    assert 0 <= speed["wait_share"] < 1
+    assert name != "ppo" or speed["wait_share"] > 0.05, "of PPO, the time that answers take"
+    assert 1e8 < speed["memory_bytes"] < 1e11
 
 
 def test_a_run_stops_when_dev_gets_no_better_and_keeps_the_best_checkpoint(tiny_base: Path, tmp_path: Path) -> None:
