@@ -15,8 +15,9 @@ setup:  ## make .venv, once; again only when the lock changes
 demo: setup  ## the whole loop on this machine: chat, feedback, training, gates, canary, promotion, rollback
 	@$(PY) -m examples.demo --backend $(or $(BACKEND),local)
 
+# Three at once on two cores: half of a test's time is waiting for servers.
 test: setup  ## all tests, fast ones first
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/contract tests/integration tests/e2e
+	@$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/unit tests/contract tests/integration tests/e2e
 
 check: setup  ## format, lint, types, layers
 	@.venv/bin/ruff format --check .
