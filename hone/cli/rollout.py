@@ -27,7 +27,7 @@ from hone.cli.context import (
 )
 from hone.cli.output import duration, show_json, table, working
 from hone.cli.overview_text import evidence_text, held_text, past_text, place_text
-from hone.cli.rollout_view import view
+from hone.cli.rollout_view import NO_EVIDENCE, duels_text, view
 from hone.errors import ConfigError, Conflict
 from hone.rollout import FINAL, Action, Ledger, Policy, parse_policy
 from hone.rollout_plan import days_to_decide, smallest_lift
@@ -292,6 +292,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"rollout   {found['rollout_id']}", f"place     {place_text(found, *(last or [utc_now()]))}"]
     lines += [f"held      {held}" for held in [held_text(found)] if held]
     lines += [f"evidence  {evidence_text(found)}", f"stable    {found['stable']}"]
+    lines += [f"duels     {said}{NO_EVIDENCE}" for said in [duels_text(found["evidence"])] if said]
     lines += [*(f"unkeyed   {past}" for past in [past_text(found["evidence"])] if past), ""]
     for change in found["transitions"]:
         lines.append(

@@ -17,6 +17,8 @@ BAND = 41
 """Columns of the band; an odd number has a middle."""
 HALF_WIDTHS = (0.05, 0.10, 0.25, 0.50, 1.0)
 NUM_STEPS = 6
+NO_EVIDENCE = ", not in the verdict"
+"""What is said of duels."""
 
 
 def view(found: Facts, now: datetime) -> Group:
@@ -96,12 +98,18 @@ def user_lines(found: Facts) -> Iterator[Text]:
 
 
 def duel_lines(found: Facts) -> Iterator[Text]:
-    """Yield what duels say, where there are any: beside the verdict, never in it."""
-    duels = found["evidence"].get("duels")
-    if duels and duels["contrast"] is not None:
-        span = f"{duels['low']:+.1%} to {duels['high']:+.1%}"
-        said = f"{duels['num']:,}: {duels['contrast']:+.1%} for the canary ({span})"
-        yield row("duels", Text(said), Text(", not in the verdict", style="dim"))
+    """Yield what duels say, where there are any."""
+    if said := duels_text(found["evidence"]):
+        yield row("duels", Text(said), Text(NO_EVIDENCE, style="dim"))
+
+
+def duels_text(evidence: Mapping[str, Any]) -> str | None:
+    """Return what duels say: beside the verdict, never in it."""
+    duels = evidence.get("duels")
+    if not duels or duels["contrast"] is None:
+        return None
+    span = f"{duels['low']:+.1%} to {duels['high']:+.1%}"
+    return f"{duels['num']:,}: {duels['contrast']:+.1%} for the canary ({span})"
 
 
 def check_lines(found: Facts) -> Iterator[Text]:
