@@ -9,10 +9,9 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich.progress import Progress as Bar
 
 from hone.canonical import canonical_json, sha256_hex
-from hone.cli.output import duration, progress
+from hone.cli.output import duration
 from hone.datasets import SPLITS
 from hone.errors import ConfigError, ProgramFailed
 from hone.settings import Settings
@@ -23,6 +22,7 @@ from training.spec import Job, RunSpec, load_spec, merged, parse
 from training.start import optional_transaction
 from training.sweep import study as studies
 from training.sweep.ablation import Trial
+from training.sweep.bar import TrialBar
 from training.sweep.objective import OBJECTIVES, Objective, objective_of, value_of
 from training.sweep.report import write_report
 from training.sweep.table import Params, Sweep, check_levels, describe, spec_of_trial
@@ -106,20 +106,20 @@ def run_sweep(settings: Settings, sweep: Sweep) -> dict[str, Any]:
     ground = prepare(settings, sweep)
     with alone(ground.folder):
         study = studies.open_study(ground.folder, sweep, ground.objective.direction)
-        with progress(sweep.num_trials, "trials") as bar:
+        with TrialBar(sweep.num_trials) as bar:
             do_trials(ground, study, bar)
         return report(ground, study)
 
 
-def do_trials(ground: Ground, study: optuna.Study, bar: Bar) -> None:
+def do_trials(ground: Ground, study: optuna.Study, bar: TrialBar) -> None:
     """Do what is left, one trial after the other."""
 
     def has_time() -> bool:
         return not is_over(ground.sweep, [read_trial(trial) for trial in finished(study)])
 
     for trial, params in studies.next_trials(study, ground.sweep, has_time):
-        number = len(finished(study))
-        bar.update(bar.task_ids[0], completed=number, description=f"trial {number + 1}: {describe(params)}")
+        taken = [trial.seconds for trial in map(read_trial, finished(study)) if trial.seconds is not None]
+        bar.begin(describe(params), len(finished(study)), statistics.mean(taken) if taken else None)
         do_trial(ground, study, trial, params, bar)
         say(ground, study, trial.number, bar)
 
@@ -132,7 +132,7 @@ def is_over(sweep: Sweep, so_far: list[Trial]) -> bool:
     return sum(taken) + statistics.mean(taken) > sweep.max_hours * 3600
 
 
-def do_trial(ground: Ground, study: optuna.Study, trial: optuna.Trial, params: Params, bar: Bar) -> None:
+def do_trial(ground: Ground, study: optuna.Study, trial: optuna.Trial, params: Params, bar: TrialBar) -> None:
     """Run a trial's repeats and tell the study. Raises ConfigError where a run could not start: it can be mended."""
     started = time.monotonic()
     values: list[float] = []
@@ -141,8 +141,7 @@ def do_trial(ground: Ground, study: optuna.Study, trial: optuna.Trial, params: P
     repeats = ground.sweep.repeats
 
     def said(done: int, total: int) -> None:
-        part = (len(values) + (done / total if total else 0.0)) / repeats
-        bar.update(bar.task_ids[0], completed=len(finished(study)) + part)
+        bar.move((len(values) + (done / total if total else 0.0)) / repeats)
 
     reported = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
@@ -189,7 +188,7 @@ def read_trial(trial: FrozenTrial) -> Trial:
     )
 
 
-def say(ground: Ground, study: optuna.Study, number: int, bar: Bar) -> None:
+def say(ground: Ground, study: optuna.Study, number: int, bar: TrialBar) -> None:
     """Print a line on the trial that has just ended: what came out, what is best, how long it still takes."""
     ended = [read_trial(trial) for trial in finished(study)]
     trial = next(one for one in ended if one.number == number)
@@ -199,8 +198,7 @@ def say(ground: Ground, study: optuna.Study, number: int, bar: Bar) -> None:
     parts = [f"trial {len(ended)}/{ground.sweep.num_trials}: {describe(trial.params)}: {outcome}"]
     parts += [f"best {best.value:.4g}"] if best and best.value is not None else []
     parts += [f"about {duration(left)} to go"] if left else []
-    bar.update(bar.task_ids[0], completed=len(ended))
-    bar.console.print(" · ".join(parts), highlight=False, soft_wrap=True)
+    bar.say(" · ".join(parts))
 
 
 def best_of(trials: list[Trial], objective: Objective) -> Trial | None:
