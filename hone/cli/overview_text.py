@@ -131,6 +131,11 @@ def evidence_text(rollout: Facts) -> str:
     )
 
 
+def late_text(late: int) -> str:
+    """Say how many users rated too late to count; nothing where nobody did."""
+    return f"{late:,} users rated after their window had ended, and do not count (outcome_window_s)" if late else ""
+
+
 def past_text(evidence: Facts) -> str:
     """Say how requests past the gateways are split, and how many came so; nothing where only gateways split."""
     past = evidence.get("past_gateways")

@@ -26,7 +26,7 @@ from hone.cli.context import (
     utc_now,
 )
 from hone.cli.output import duration, show_json, table, working
-from hone.cli.overview_text import evidence_text, held_text, past_text, place_text
+from hone.cli.overview_text import evidence_text, held_text, late_text, past_text, place_text
 from hone.cli.rollout_view import NO_EVIDENCE, duels_text, view
 from hone.errors import ConfigError, Conflict
 from hone.rollout import FINAL, Action, Ledger, Policy, parse_policy
@@ -36,6 +36,7 @@ from hone.store.audit import append_audit
 from hone.store.models import stable_model
 from hone.store.overview import describe_freeze, describe_rollout, goal_traffic
 from hone.store.rollout_ledger import list_entries, next_entry
+from hone.store.rollout_units import count_late
 from hone.store.rollouts import (
     create_rollout,
     get_rollout,
@@ -282,7 +283,8 @@ def describe_with_history(session: Session, settings: Settings, rollout_id: str 
     history = [{name: getattr(t, name) for name in names} for t in list_transitions(session, row.rollout_id)]
     levels = {"alpha_harm": row.policy["alpha_harm"], "alpha_check": row.policy["alpha_check"]}
     levels["alpha_guard"] = row.policy["guardrails"]["alpha_guard"]
-    holds = {"mode": settings.mode, "freeze": describe_freeze(session)}
+    late = count_late(session, row.rollout_id, row.policy["goal"])
+    holds = {"mode": settings.mode, "freeze": describe_freeze(session), "late": late}
     return {**(describe_rollout(row) or {}), **levels, **holds, "evidence": row.evidence, "transitions": history}
 
 
@@ -293,6 +295,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     lines += [f"held      {held}" for held in [held_text(found)] if held]
     lines += [f"evidence  {evidence_text(found)}", f"stable    {found['stable']}"]
     lines += [f"duels     {said}{NO_EVIDENCE}" for said in [duels_text(found["evidence"])] if said]
+    lines += [f"late      {late}" for late in [late_text(found["late"])] if late]
     lines += [*(f"unkeyed   {past}" for past in [past_text(found["evidence"])] if past), ""]
     for change in found["transitions"]:
         lines.append(

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from hone.cli.overview_text import held_text, past_text, place_text
+from hone.cli.overview_text import held_text, late_text, past_text, place_text
 
 Facts = Mapping[str, Any]
 LABEL = 12
@@ -33,6 +33,7 @@ def view(found: Facts, now: datetime) -> Group:
             *effect_lines(found),
             *proof_lines(found),
             *user_lines(found),
+            *late_lines(found),
             *duel_lines(found),
             *check_lines(found),
         ]
@@ -95,6 +96,12 @@ def user_lines(found: Facts) -> Iterator[Text]:
     """Yield how many users each arm has. Means are not shown: pooled over stages they mislead."""
     for track, arm in found["evidence"]["arms"].items():
         yield row(track, Text(f"{arm['rated']:,} users rated of {arm['closed']:,} closed"))
+
+
+def late_lines(found: Facts) -> Iterator[Text]:
+    """Yield how many users rated too late, where some did."""
+    if late := late_text(found["late"]):
+        yield row("late", Text(late, style="dim"))
 
 
 def duel_lines(found: Facts) -> Iterator[Text]:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from hone.ids import NOBODY
 from hone.rollout import ArmCounts, ArmHealth, Policy, Unit
-from hone.store.rollout_measures import closing_parts
+from hone.store.rollout_measures import closing_parts, query_of
 from hone.store.tables import RolloutOutcomeRow
 
 LATE_S = 3600
@@ -46,6 +46,14 @@ JOIN response r ON r.response_id = a.response_id AND NOT r.fallback
 {joins}
 WHERE a.rollout_id = :rollout_id AND a.assigned_at <= :until - make_interval(secs => :window_s)
   AND NOT EXISTS (SELECT FROM rollout_outcome o WHERE o.rollout_id = a.rollout_id AND o.user_id = a.user_id)
+"""
+
+LATE = """
+SELECT count(*) FROM rollout_outcome o
+JOIN rollout_assignment a ON a.rollout_id = o.rollout_id AND a.user_id = o.user_id
+JOIN response r ON r.response_id = a.response_id AND NOT r.fallback
+JOIN LATERAL ({goal}) goal ON goal.value IS NOT NULL
+WHERE o.rollout_id = :rollout_id AND o.value IS NULL
 """
 
 COUNTS = """
@@ -110,6 +118,13 @@ def count_assignments(session: Session, rollout_id: UUID) -> list[ArmCounts]:
     """Return how many users each stage assigned to each arm."""
     rows = session.execute(text(COUNTS), {"rollout_id": rollout_id}).mappings()
     return [ArmCounts(**row) for row in rows]
+
+
+def count_late(session: Session, rollout_id: UUID, goal: str) -> int:
+    """Return how many users gave the goal's outcome only after they had been closed: no test counts them."""
+    query, own = query_of(goal, "goal")
+    found: int = session.execute(text(LATE.format(goal=query)), {"rollout_id": rollout_id, **own}).scalar_one()
+    return found
 
 
 def arm_health(session: Session, rollout_id: UUID, *, since: datetime) -> dict[str, ArmHealth]:

@@ -16,7 +16,7 @@ from hone.store.engine import make_engine, make_sessions, migrate
 from hone.store.models import get_alias
 from hone.store.rollout_duels import Duel, list_duels
 from hone.store.rollout_ledger import entry_of, list_entries, next_entry
-from hone.store.rollout_units import close_units, list_units
+from hone.store.rollout_units import close_units, count_late, list_units
 from hone.store.rollouts import get_rollout, policy_of, request_action, start_watch, transition
 from hone.store.tables import AuditRow, PreferencePairRow, ResponseScoreRow
 from tests.support.rollouts import POLICY, SPACE, START, add_answer, add_models, add_thumb, at, start_rollout
@@ -179,6 +179,18 @@ def test_the_goal_may_be_thumbs_a_reward_or_a_named_score(session: Session, goal
     add_thumb(session, answer, "ann", 0.25, 2, slot="signal:quality")
     measured(session, guarded(goal=goal), rollout_id)
     assert [unit.value for unit in list_units(session, rollout_id)] == [expected]
+
+
+@pytest.mark.parametrize("goal", ["thumbs", "outcome:solved"])
+def test_an_outcome_after_the_window_is_counted_as_late_and_changes_nothing(session: Session, goal: str) -> None:
+    rollout_id = start_rollout(session)
+    on_time, late, _ = (add_answer(session, rollout_id, user, 1) for user in ("ann", "bob", "silent"))
+    add_thumb(session, on_time, "ann", 1.0, 3, slot=goal)
+    measured(session, guarded(goal=goal), rollout_id)
+    assert count_late(session, rollout_id, goal) == 0
+    add_thumb(session, late, "bob", 1.0, 300, slot=goal)
+    assert count_late(session, rollout_id, goal) == 1
+    assert sorted(unit.value is None for unit in list_units(session, rollout_id)) == [False, True, True]
 
 
 # Duels ----------------------------------------------------------------------------------------------------------------

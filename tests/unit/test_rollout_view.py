@@ -22,6 +22,7 @@ FOUND: dict[str, Any] = {
     "ended_at": None,
     "mode": "active",
     "freeze": None,
+    "late": 0,
     "watches": None,
     "waits_for_approval": False,
     "effect": 0.04,
@@ -97,6 +98,12 @@ def unfolded(text: str) -> str:
 def test_what_comes_past_the_gateways_is_shown_apart(requests: dict[str, int] | None, said: str) -> None:
     past = {"weights": {"m-1": 0.75, "m-2": 0.25}, "requests": requests}
     assert said in unfolded(shown(evidence=FOUND["evidence"] | {"past_gateways": past}))
+
+
+def test_users_who_rated_too_late_are_counted_and_not_applied() -> None:
+    assert "late" not in shown()
+    said = "1,204 users rated after their window had ended, and do not count (outcome_window_s)"
+    assert said in unfolded(shown(late=1204))
 
 
 def test_duels_are_shown_beside_the_verdict() -> None:
