@@ -96,16 +96,17 @@ class ClusterApp:
 
     async def _forward(self, request: Request, arm: str | None, path: str, *, keyed: bool) -> Response:
         running: dict[str, Running] = getattr(self.cluster.arms, "running", {})
-        if arm is None or not self.cluster.arms.is_ready(arm):
+        found = running.get(arm) if arm is not None and self.cluster.arms.is_ready(arm) else None
+        if found is None:
             return JSONResponse({"error": f"{arm} does not answer"}, 503)
-        url, body = f"{running[arm].url}/{path}", await request.body()
+        url, body = f"{found.url}/{path}", await request.body()
         headers = {"content-type": request.headers.get("content-type", "application/json")}
         try:
             answer = await self.client.request(request.method, url, content=body, headers=headers)
         except httpx.TransportError as error:
             return JSONResponse({"error": repr(error)}, 503)
         if request.method == "POST" and answer.is_success:
-            version = running[arm].arm.version
+            version = found.arm.version  # the arm may have been taken out while it answered
             self.cluster.requests[version, keyed] += 1
             if said := spoken(version, answer.content):
                 self.cluster.spoken[said] += 1

@@ -59,6 +59,7 @@ def findings(world: World, story: Story, timings: list[Timing], usage: Usage, ba
         "airflow": "dag.test",
         "backend": backend,
         "arms": arms(world),
+        "failed_answers": read(watch.num_failed),
         "verdicts": verdicts(story),
         "models": {
             "base": story.base_version,
@@ -162,6 +163,8 @@ def failures(report: dict[str, Any]) -> Iterable[str]:
         report["models"].values()
     ):
         yield "not every version answered people through Seldon"
+    if report["failed_answers"]:
+        yield f"{report['failed_answers']} people got no whole answer"
     for arm in report["arms"]:
         if arm["spoken_by_its_weights"] != arm["answers"]:
             foreign = arm["answers"] - arm["spoken_by_its_weights"]

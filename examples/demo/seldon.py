@@ -77,10 +77,11 @@ def arms(world: World) -> list[dict[str, Any]]:
 
 
 def stored_answers(session: Session) -> list[tuple[str, str, str]]:
-    """Return version, registered digest and text of every stored answer."""
+    """Return version, registered digest and text of every stored answer that is whole."""
     query = select(ResponseRow.model_version, ModelVersionRow.digest, ResponseRow.completion).join(
         ModelVersionRow, ModelVersionRow.model_version == ResponseRow.model_version
     )
+    query = query.where(ResponseRow.completed)
     return [(version, digest, text) for version, digest, text in session.execute(query)]
 
 

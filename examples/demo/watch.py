@@ -17,6 +17,7 @@ from hone.store.tables import (
     FeedbackEventRow,
     ModelVersionRow,
     PreferencePairRow,
+    ResponseRow,
     RetrainRequestRow,
     RolloutRow,
     TrainingRunRow,
@@ -70,6 +71,11 @@ def num_events(session: Session) -> int:
 def num_stored(session: Session) -> int:
     """Count the stored events."""
     return session.scalar(select(func.count()).select_from(FeedbackEventRow)) or 0
+
+
+def num_failed(session: Session) -> int:
+    """Count the answers that people did not get whole."""
+    return session.scalar(select(func.count()).select_from(ResponseRow).where(~ResponseRow.completed)) or 0
 
 
 def num_dead(session: Session) -> int:
