@@ -89,7 +89,8 @@ def train_all(run: "Run", plan: Sequence[Sequence["Compared"]], pad: int, progre
     while run.step < len(plan) and not is_over:
         batch = plan[run.step]
         run.train_step(batch, len(plan), pad)
-        progress.record(run.step, len(plan), run.history[-1], ("loss", "margin"), tokens=num_tokens(batch))
+        tokens = num_tokens(batch, shared=run.shared)
+        progress.record(run.step, len(plan), run.history[-1], ("loss", "margin"), tokens=tokens)
         is_over = run.is_stopped
         if is_over or run.step == len(plan) or run.step % run.spec.checkpoint_steps == 0:
             if run.held_out:
@@ -102,10 +103,11 @@ Compared = tuple[TokenPair, Logps]
 """A pair, and its log-probabilities under the reference."""
 
 
-def num_tokens(batch: Sequence[Compared]) -> int:
-    """Return the tokens of a batch's conversations: a pair is two, so that its prompt counts twice."""
-    answers = [(pair, answer) for pair, _ in batch for answer in (pair.chosen, pair.rejected) if answer]
-    return sum(len(pair.prompt) + len(answer) for pair, answer in answers)
+def num_tokens(batch: Sequence[Compared], *, shared: bool) -> int:
+    """Return the tokens that go through the model: a prompt once for both of its answers where it is shared."""
+    pairs = [pair for pair, _ in batch]
+    answers = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    return answers + sum(len(pair.prompt) * (1 if shared or not pair.rejected else 2) for pair in pairs)
 
 
 def length_of(pair: TokenPair) -> int:
@@ -122,7 +124,7 @@ class Run:
         self.spec = spec
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self._shared = shared
+        self.shared = shared
         self._identity: dict[str, Any] = {"run_id": run_id, "threads": torch.get_num_threads()}
         self._identity |= {"processes": world()} if world() > 1 else {}
         self.held_out: Sequence[Compared] = ()
@@ -140,7 +142,7 @@ class Run:
         figures = dict.fromkeys(figures_of(batch), 0.0)
         for part in parts_of(share_of(batch), self.spec.micro_batch_size):
             with computing(self.model, self.spec):
-                loss, seen = dpo_loss(self.model, part, self.spec, pad, whole=batch, shared=self._shared)
+                loss, seen = dpo_loss(self.model, part, self.spec, pad, whole=batch, shared=self.shared)
             loss.backward()  # type: ignore[no-untyped-call]
             figures = {name: value + seen[name] for name, value in figures.items()}
         figures = self._with_others(figures)
@@ -166,7 +168,7 @@ class Run:
         loss = 0.0
         for part in parts_of(share_of(self.held_out), self.spec.micro_batch_size or self.spec.batch_size):
             with computing(self.model, self.spec):
-                loss += dpo_loss(self.model, part, self.spec, pad, whole=self.held_out, shared=self._shared)[0].item()
+                loss += dpo_loss(self.model, part, self.spec, pad, whole=self.held_out, shared=self.shared)[0].item()
         loss = sum(of_all(loss))
         self.history[-1]["eval_loss"] = loss
         self.best.look(self.step, loss, self._weights)

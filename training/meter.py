@@ -69,7 +69,7 @@ class Meter:
             self._waited += self._clock() - started
 
     def step(self, tokens: float) -> dict[str, float]:
-        """Take one step over `tokens` (of prompts and answers, no padding); return the figures of this moment."""
+        """Take one step over `tokens` (no padding, a shared prompt once); return the figures of this moment."""
         now = self._clock()
         self._tokens += tokens
         self._marks.append((now, self._tokens, self._waited))

@@ -11,7 +11,7 @@ import torch
 from hone.errors import ConfigError, ProgramFailed
 from tests.support.training import QUICK, make_task, row
 from training.adapter import trainable
-from training.dpo import Run, dpo_loss, learning_rate, plan_batches, train_dpo
+from training.dpo import Run, dpo_loss, learning_rate, num_tokens, plan_batches, train_dpo
 from training.losses import LOSSES
 from training.pairs import TokenPair, encode_pairs
 from training.policy import answer_logps, check_parity, load_model
@@ -234,3 +234,11 @@ def test_an_answer_without_a_rival_is_imitated_and_preferred_to_nothing(loaded: 
         parts = [dpo_loss(model, [part], spec(), pad, whole=batch, shared=shared) for part in batch]
         assert sum(part.item() for part, _ in parts) == pytest.approx(loss.item(), rel=1e-5)
         assert dpo_loss(model, batch[1:], spec(preference={"loss": "ipo"}), pad, shared=shared)[1].keys() == {"loss"}
+
+
+def test_a_shared_prompt_goes_through_the_model_once() -> None:
+    pair = TokenPair((1, 2, 3), (4, 5), (6,), 1.0, {})
+    imitated = TokenPair((1, 2, 3), (4, 5), (), 1.0, {})
+    batch = [(pair, (0.0, 0.0)), (imitated, (0.0, 0.0))]
+    assert num_tokens(batch, shared=True) == (3 + 3) + (3 + 2)
+    assert num_tokens(batch, shared=False) == (6 + 3) + (3 + 2)
