@@ -178,6 +178,8 @@ class Settings(BaseSettings):
     gateway_url: str = "http://127.0.0.1:8700"
     runtime_url: str = "http://127.0.0.1:8710"
     "OpenAI-compatible upstream that serves the models by name."
+    runtime_kind: Literal["hone", "vllm"] = "hone"
+    "How the controller has versions loaded there: over our runtime's routes, or as adapters of a vLLM engine."
     upstreams: dict[str, Upstream] = {}
     "Versions that others serve, by name; every other version is asked of `runtime_url`."
     router_urls: tuple[str, ...] = ()

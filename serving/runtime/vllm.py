@@ -12,6 +12,7 @@ import httpx
 import msgspec
 
 from hone.errors import ConfigError, Retryable
+from hone.weights import read_base
 
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 """Without it vLLM has no routes to load and unload adapters."""
@@ -88,6 +89,30 @@ def reconcile(client: httpx.Client, base: str, adapters: Mapping[str, Path]) -> 
     for name in unloaded:
         call(client, "POST", "/v1/unload_lora_adapter", {"lora_name": name})
     return loaded, unloaded
+
+
+def load(client: httpx.Client, version: str, directory: Path) -> None:
+    """Make a running engine serve an adapter under its version; one that is there stays as it is.
+
+    Raises:
+        ConfigError: the directory holds no adapter, its base is not the engine's, or the engine refuses it.
+        Retryable: the engine does not answer.
+    """
+    there = served(client)
+    if version in there:
+        return
+    base, bases = read_base(directory), [name for name, parent in there.items() if parent is None]
+    if base is not None and base.model_version not in bases:
+        detail = f"{version} is an adapter of {base.model_version}, the engine serves {', '.join(bases) or 'no base'}"
+        raise ConfigError(f"{detail}: give that base to an engine, under its own name")
+    rank_of(version, directory)
+    call(client, "POST", "/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(directory)})
+
+
+def unload(client: httpx.Client, version: str) -> None:
+    """Take an adapter out of a running engine; the base stays, and one that is gone is no error. Raises as `load`."""
+    if served(client).get(version) is not None:
+        call(client, "POST", "/v1/unload_lora_adapter", {"lora_name": version})
 
 
 def served(client: httpx.Client) -> dict[str, str | None]:

@@ -12,6 +12,7 @@ from serving.traffic.routers import Routers, router_urls
 from serving.traffic.seldon_v1 import SeldonV1
 from serving.traffic.seldon_v2 import SeldonV2
 from serving.traffic.unkeyed import count_unkeyed
+from serving.traffic.vllm import VllmTraffic
 
 
 def open_backend(settings: Settings) -> AbstractContextManager[TrafficBackend]:
@@ -21,7 +22,7 @@ def open_backend(settings: Settings) -> AbstractContextManager[TrafficBackend]:
         ConfigError: a file of the cluster's credentials is missing.
     """
     if settings.traffic_backend == "local":
-        return LocalTraffic.from_settings(settings)
+        return (VllmTraffic if settings.runtime_kind == "vllm" else LocalTraffic).from_settings(settings)
     seldon = settings.seldon
     gateways = Routers(router_urls(settings), settings.admin_key.get_secret_value())
     api = open_api(settings)

@@ -7,49 +7,25 @@ import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from hone.errors import ConfigError, Retryable
+from hone.settings import Settings
+from hone.weights import AdapterBase
 from serving.__main__ import cli
 from serving.runtime.vllm import command, reconcile
+from serving.traffic.choice import open_backend
+from serving.traffic.vllm import VllmTraffic
+from tests.support.vllm import Engine
 from tests.support.web import serving
 
-
-class Engine:
-    """Answers as vLLM's OpenAI server does for models and adapters."""
-
-    def __init__(self) -> None:
-        self.adapters: dict[str, str] = {"m-old": "/models/m-old", "m-older": "/models/m-older"}
-        self.calls: list[tuple[str, str]] = []
-        routes = [Route("/v1/models", self.models)]
-        routes += [Route(f"/v1/{act}_lora_adapter", getattr(self, act), methods=["POST"]) for act in ("load", "unload")]
-        self.app = Starlette(routes=routes)
-
-    async def models(self, _: Request) -> Response:
-        names = [("base", None), *((name, "base") for name in self.adapters)]
-        return JSONResponse({"object": "list", "data": [{"id": name, "parent": parent} for name, parent in names]})
-
-    async def load(self, request: Request) -> Response:
-        body = await request.json()
-        self.calls.append(("load", body["lora_name"]))
-        if not Path(body["lora_path"]).is_dir():
-            return JSONResponse({"message": f"No adapter found for {body['lora_path']}", "code": 404}, 404)
-        self.adapters[body["lora_name"]] = body["lora_path"]
-        return PlainTextResponse("Success: LoRA adapter added successfully.")
-
-    async def unload(self, request: Request) -> Response:
-        body = await request.json()
-        self.calls.append(("unload", body["lora_name"]))
-        del self.adapters[body["lora_name"]]
-        return PlainTextResponse("Success: LoRA adapter removed successfully.")
+DIGEST = "ab" * 32
 
 
 @pytest.fixture
 def engine() -> Engine:
-    return Engine()
+    engine = Engine()
+    engine.adapters = {"m-old": "/models/m-old", "m-older": "/models/m-older"}
+    return engine
 
 
 @pytest.fixture
@@ -120,3 +96,57 @@ def test_the_command_prints_what_a_shell_takes_and_reconciles_by_address(
     done = CliRunner().invoke(cli, [*base, "--adapter", "m-old=/models/m-old", "--reconcile", url])
     assert done.output == "loaded nothing; unloaded m-older\n"
     assert set(engine.adapters) == {"m-old"}
+
+
+def on_base(directory: Path, digest: str = DIGEST, rank: int = 8) -> Path:
+    AdapterBase(digest, Path("/models/base")).write(adapter(directory, rank))
+    return directory
+
+
+@pytest.fixture
+def backend(url: str, engine: Engine) -> Iterator[VllmTraffic]:
+    engine.base, engine.adapters = f"m-{DIGEST[:12]}", {}
+    with open_backend(Settings(runtime_kind="vllm", runtime_url=url, router_urls=())) as backend:
+        assert isinstance(backend, VllmTraffic)
+        yield backend
+
+
+def test_the_controllers_backend_loads_and_unloads_versions_and_leaves_the_base_alone(
+    backend: VllmTraffic, engine: Engine, tmp_path: Path
+) -> None:
+    directory = str(on_base(tmp_path / "new"))
+    for _ in range(2):
+        backend.prepare("m-new", directory)
+        backend.prepare(engine.base, "/models/base")
+    assert backend._models() == {engine.base, "m-new"}
+    for version in ("m-new", "m-new", engine.base, "m-never"):
+        backend.teardown(version)
+    assert backend._models() == {engine.base}
+    assert engine.calls == [("load", "m-new"), ("unload", "m-new")]
+
+
+def test_what_the_engine_cannot_serve_is_said_and_tried_again(
+    backend: VllmTraffic, engine: Engine, tmp_path: Path
+) -> None:
+    refused = {
+        "is an adapter of m-cdcdcdcdcdcd, the engine serves": on_base(tmp_path / "other", "cd" * 32),
+        "is not the configuration of an adapter": tmp_path,
+        "LoRA rank 128 is greater": on_base(tmp_path / "large", rank=128),
+    }
+    for words, directory in refused.items():
+        with pytest.raises(Retryable, match=words):
+            backend.prepare("m-new", str(directory))
+    assert engine.adapters == {}
+
+
+def test_an_engine_that_may_not_update_or_is_away_is_named(tmp_path: Path) -> None:
+    with (
+        serving(Engine(f"m-{DIGEST[:12]}", updating=False).app) as url,
+        VllmTraffic([], url, "key") as backend,
+        pytest.raises(Retryable, match="needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+    ):
+        backend.prepare("m-new", str(on_base(tmp_path / "new")))
+    with VllmTraffic([], "http://127.0.0.1:9", "key") as backend:
+        assert backend._models() == frozenset()
+        with pytest.raises(Retryable, match="does not answer"):
+            backend.teardown("m-new")
