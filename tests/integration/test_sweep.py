@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session, sessionmaker
 
+from hone.datasets import FreezePolicy
 from hone.settings import Settings
+from hone.store.datasets import freeze_feedback
+from hone.store.models import import_model, set_alias
 from tests.support.fork_server import fork_server
+from tests.support.pairs import add_edit
 from tests.support.training import row, write_rows
 from training.curve import read_curve
+from training.jobs import needs_database
+from training.pairs import read_rows
 from training.spec import RunSpec, load_spec
+from training.sweep.ablation import Trial
+from training.sweep.run import best_spec, describe_sweep, prepare
+from training.sweep.table import Sweep, flat, spec_of_trial
 from training.sweep.trial import Place, Pruned, run_once
 
 pytestmark = pytest.mark.slow
@@ -157,6 +167,30 @@ def test_a_trial_that_is_pruned_ends_at_once_and_its_run_can_be_taken_up(
     assert report["training"]["num_steps"] == 60
     assert {step for step, figures in read_curve(directory).items() if "eval_loss" in figures} >= {10, 60}
     assert (directory / "trl" / "checkpoint-60").exists()
+
+
+def test_a_frozen_dataset_is_copied_for_the_trials_and_named_again_by_the_best_spec(
+    sessions: sessionmaker[Session], store_url: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    with sessions.begin() as session:
+        for turn in range(8):
+            add_edit(session, turn, f"Corrected {turn}: open the Orders page.")
+        policy = FreezePolicy(max_user_share=1.0)
+        dataset = freeze_feedback(session, kind="demonstrations", watermark=None, policy=policy)
+        stable = import_model(session, tiny_base)
+        set_alias(session, "stable", stable, expected_generation=None)
+    settings = Settings(database_url=store_url, var_dir=tmp_path / "var")
+    objective = {"objective": "training.num_steps", "direction": "minimize"}
+    plan = Sweep(method="sft", spec={"dataset": dataset}, space=flat({"lora": {"rank": [2, 4]}}), **objective)
+    ground = prepare(settings, plan)
+    trial = spec_of_trial(plan, ground.base, {"lora.rank": 4})
+    assert not needs_database(trial), "it needs no row in Postgres, and registers no model"
+    assert read_rows(ground.data / "train.jsonl") == read_rows(ground.job.directory / "data" / "train.jsonl") != []
+    best = best_spec(ground, Trial(0, {"lora.rank": 4}, "done", 1.0))
+    assert (best.dataset, best.base, best.lora.rank) == (dataset, stable, 4)
+    assert describe_sweep(settings, plan)["folder"] == str(ground.folder), "the same sweep has the same folder"
+    more = plan.model_copy(update={"trials": 1})
+    assert prepare(settings, more).folder == ground.folder, "more trials, or fewer, are the same sweep"
 
 
 @pytest.mark.parametrize(
