@@ -163,7 +163,7 @@ def failures(report: dict[str, Any]) -> Iterable[str]:
         report["models"].values()
     ):
         yield "not every version answered people through Seldon"
-    if report["failed_answers"]:
+    if report["backend"] != "local" and report["failed_answers"]:
         yield f"{report['failed_answers']} people got no whole answer"
     for arm in report["arms"]:
         if arm["spoken_by_its_weights"] != arm["answers"]:
