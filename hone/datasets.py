@@ -266,9 +266,11 @@ def judge_answers(
 
     Held-out rows are marked only: they say what people prefer, whoever answered.
     """
+    versions = {row.candidate.answered_by for row in rows}
+    reasons = {these: family.reason(these, policy.max_generations) if family else None for these in versions}
     kept = []
     for row in rows:
-        reason = family.reason(row.candidate.answered_by, policy.max_generations) if family else None
+        reason = reasons[row.candidate.answered_by]
         if reason is None:
             kept.append(row)
         elif row.split != "train" or policy.off_policy != "exclude":
