@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from hone.cli.context import transaction as explained_transaction
 from hone.datasets import SPLITS
 from hone.errors import HoneError
 from hone.plan.decide import minimum_of
@@ -149,9 +150,13 @@ def begin(session: Session, job: Job) -> None:
 
 @contextmanager
 def optional_transaction(settings: Settings, spec: RunSpec) -> Iterator[Session | None]:
-    """Open a session where the spec names something that only the database knows."""
+    """Open a session where the spec names something that only the database knows.
+
+    Raises:
+        HoneError: the database does not answer, or lacks this version's tables.
+    """
     if not needs_database(spec):
         yield None
         return
-    with transaction(settings) as session:
+    with explained_transaction(settings) as session:
         yield session

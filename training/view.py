@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hone.cli.output import duration, facts
-from hone.plan.facts import GB
+from hone.cli.plan_view import gigabytes
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ def estimate_facts(estimate: Mapping[str, Any] | None) -> dict[str, str]:
         return {"takes": "not known: the planner cannot count this base, or this GPU"}
     return {
         "takes": f"about {duration(estimate['seconds'])} on {estimate['device']}, evaluation not counted",
-        "memory": f"at most {estimate['memory_bytes'] / GB:,.1f} GB of each device",
+        "memory": f"at most {gigabytes(estimate['memory_bytes'])} of each device",
     }
 
 

@@ -212,3 +212,6 @@ def test_rows_and_base_in_directories_need_no_database(
     assert json.loads(capsys.readouterr().out)["rows"] == {"train": 8, "dev": 0, "test": 0}
     assert main(["run", str(spec), "--set", "stepz=1"]) == 2
     assert "stepz" in capsys.readouterr().err
+    monkeypatch.setenv("HONE_DATABASE_URL", "postgresql+psycopg2://nobody@127.0.0.1:1/nothing")
+    assert main(["run", str(spec), "--set", "base=m-1", "--dry-run"]) == 3
+    assert "hone: the database does not answer" in capsys.readouterr().err
