@@ -44,6 +44,7 @@ def loops_of(servers: World, messages: Messages, num_short: int) -> dict[str, Lo
         "full": lambda sessions: loops.full_loop(servers, sessions, num_both),
         "full_naive": lambda sessions: loops.naive_loop(servers, sessions, num_short, full=True),
         "staged_copy_alone": lambda sessions: loops.staged_copy(sessions, feedback),
+        "look_and_copy_alone": lambda sessions: loops.look_and_copy(sessions, feedback, loops.ROWS),
         "plain_copy_alone": lambda sessions: loops.plain_copy(sessions, feedback),
         "execute_values_alone": lambda sessions: loops.pages_write(sessions, feedback),
         "consume_alone": lambda sessions: loops.consume_floor(servers, len(feedback)),
@@ -103,6 +104,9 @@ def ratios_of(costs: dict[str, list[Cost]]) -> dict[str, dict[str, float]]:
         "process_cpu_over_floor": ratio(costs, lambda c: client(c["append"]) / floor(c)),
         "postgres_cpu_over_plain_copy": ratio(costs, lambda c: postgres(c["append"]) / postgres(c["plain_copy_alone"])),
         "full_vs_naive": ratio(costs, lambda c: c["full_naive"].total_us / c["full"].total_us),
+        "look_and_copy_over_staged_postgres": ratio(
+            costs, lambda c: postgres(c["look_and_copy_alone"]) / postgres(c["staged_copy_alone"])
+        ),
         "write_alone_vs_execute_values": ratio(
             costs, lambda c: c["execute_values_alone"].total_us / c["staged_copy_alone"].total_us
         ),
@@ -136,9 +140,10 @@ def growth_promises(growth: Sequence[Sequence[Growth]]) -> dict[str, Target]:
 
 
 def single_rows(servers: World, messages: Messages) -> dict[str, dict[str, float]]:
-    """Return what a transaction of one row costs by each way to write."""
+    """Return what a transaction of one row costs by each way to write; `product` takes the one for few rows."""
     feedback = messages.feedback[:SINGLE]
     ways: dict[str, Loop] = {
+        "product": lambda sessions: loops.append_rows(sessions, feedback, 1),
         "look_and_copy": lambda sessions: loops.look_and_copy(sessions, feedback, 1),
         "plain_copy": lambda sessions: loops.plain_copy(sessions, feedback, 1),
         "insert": lambda sessions: loops.pages_write(sessions, feedback, 1),

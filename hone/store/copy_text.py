@@ -1,4 +1,4 @@
-"""Rows as text that COPY reads, made by msgspec's JSON encoder: the cheapest encoding from Python."""
+"""Many rows by COPY, as text made by msgspec's JSON encoder, the cheapest encoding from Python; few rows by INSERT."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from psycopg2.extras import execute_values
 from sqlalchemy.orm import Session
 
 ENCODER = msgspec.json.Encoder()
@@ -76,3 +77,16 @@ def copy_lines(session: Session, table: str, columns: Sequence[str], lines: byte
     connection: Any = session.connection().connection.driver_connection
     with connection.cursor() as cursor:
         cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN {FORMAT}", BytesIO(lines))
+
+
+def insert_new_rows(session: Session, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> set[int]:
+    """Insert the rows whose key, a uuid in the first column, is not there yet; return the keys of those as integers.
+
+    Raises:
+        psycopg2.Error: unwrapped, as `copy_rows`; a key that a neighbour stores at the same time is waited for.
+    """
+    connection: Any = session.connection().connection.driver_connection
+    statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES %s ON CONFLICT DO NOTHING RETURNING {columns[0]}"
+    with connection.cursor() as cursor:
+        found = execute_values(cursor, statement, msgspec.to_builtins(rows), page_size=len(rows), fetch=True)
+    return {UUID(str(key)).int for (key,) in found}

@@ -1,4 +1,4 @@
-"""Answers and feedback on their way into the tables: what is new by its key goes straight in by COPY.
+"""Answers and feedback on their way into the tables: what is new by its key goes straight in, many rows by COPY.
 
 Looking first which keys are there, then COPY of the others, costs less than COPY into a temporary table and INSERT …
 ON CONFLICT from it. A key that a neighbour stores between the look and the COPY makes the COPY fail: the caller rolls
@@ -6,7 +6,7 @@ back to its savepoint, and looks again.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from hone.records import Feedback, Response
-from hone.store.copy_text import EMPTY, ENCODER, array, copy_rows, uuid_array
+from hone.store.copy_text import EMPTY, ENCODER, array, copy_rows, insert_new_rows, uuid_array
 from hone.store.erasure import ERASED, Forgotten
 
 RESPONSE_COLUMNS = (
@@ -63,6 +63,9 @@ ON CONFLICT (turn_id) DO UPDATE SET marked_at = dirty_turn.marked_at
 """)
 
 Record = TypeVar("Record", Response, Feedback)
+
+FEW_ROWS = 20
+"""From so many on COPY after a look costs no more than INSERT, which takes two thirds for one row: see benchmarks."""
 
 KINDS_WITHOUT_PAIRS = frozenset({"outcome", "comment"})
 
@@ -112,12 +115,18 @@ def store_events(
 def append_new(
     session: Session, responses: Sequence[Response], feedback: Sequence[Feedback], forgotten: Forgotten
 ) -> tuple[list[Response], list[Feedback]]:
-    """COPY the rows that are new, in the order of their keys so that neighbours never wait in a circle; return them."""
+    """Store the rows that are new, in the order of their keys so that neighbours never wait in a circle; return them.
+
+    Few by INSERT … ON CONFLICT DO NOTHING, many by COPY after a look.
+    """
     forgotten.refresh(session)
     # Integers hash and compare many times faster than uuids. Of several events with one key the first counts.
     answers = by_key({answer.response_id.int: answer for answer in reversed(responses)})
     said = [event for event in feedback if event.user_id.int not in forgotten.users] if forgotten.users else feedback
     events = by_key({event.event_id.int: event for event in reversed(said)})
+    if len(answers) + len(events) < FEW_ROWS:
+        new_answers = insert_new(session, "response", RESPONSE_COLUMNS, answers, lambda a: response_row(a, forgotten))
+        return new_answers, insert_new(session, "feedback_event", FEEDBACK_COLUMNS, events, feedback_row)
     wanted = {
         "events": uuid_array(event.event_id for event in events.values()),
         "answers": uuid_array(answer.response_id for answer in answers.values()),
@@ -129,6 +138,20 @@ def append_new(
     if events:
         copy_rows(session, "feedback_event", FEEDBACK_COLUMNS, list(map(feedback_row, events.values())))
     return list(answers.values()), list(events.values())
+
+
+def insert_new(
+    session: Session,
+    table: str,
+    columns: Sequence[str],
+    records: dict[int, Record],
+    row_of: Callable[[Record], tuple[object, ...]],
+) -> list[Record]:
+    """Insert the records that are new, by their keys; return them."""
+    if not records:
+        return []
+    new = insert_new_rows(session, table, columns, list(map(row_of, records.values())))
+    return [record for key, record in records.items() if key in new]
 
 
 def by_key(records: dict[int, Record]) -> dict[int, Record]:

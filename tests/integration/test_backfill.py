@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.errors import ConfigError, HoneError, Retryable
@@ -252,6 +252,25 @@ def test_rows_that_only_the_database_refuses_open_the_breaker_too(
         make(**limits).file(path, None, again=False)
     assert count(sessions, ResponseRow) == 20
     assert 0 < count(sessions, DeadLetterRow) < 100
+
+
+@pytest.mark.parametrize("code", ["40001", "53100"], ids=["a serialization failure", "a full disk"])
+def test_a_fault_that_passes_is_waited_for_and_blames_no_line(
+    make: Make, sessions: Sessions, tmp_path: Path, code: str
+) -> None:
+    with sessions.begin() as session:
+        session.execute(text("CREATE SEQUENCE faults"))  # goes on counting where the transaction is undone
+        session.execute(
+            text(f"""
+            CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('faults') <= 2 THEN RAISE EXCEPTION 'not now' USING ERRCODE = '{code}'; END IF;
+                RETURN NEW;
+            END $$""")
+        )
+        session.execute(text("CREATE TRIGGER fail BEFORE INSERT ON response FOR EACH ROW EXECUTE FUNCTION fail()"))
+    make().file(native_file(tmp_path / "old.jsonl", 50), None, again=False)
+    assert (count(sessions, ResponseRow), count(sessions, FeedbackEventRow)) == (50, 50)
+    assert count(sessions, DeadLetterRow) == 0
 
 
 def test_a_signal_ends_it_after_the_batch_in_hand(make: Make, sessions: Sessions, tmp_path: Path) -> None:

@@ -8,17 +8,22 @@ from itertools import count as counter
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from hone.local.broker import create_topics
+from hone.health import Pulse
+from hone.local.broker import create_topics, external_broker
 from hone.local.kafka import KafkaServer, prepare_kafka
 from hone.local.processes import Supervisor
 from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, Response
+from hone.store.offsets import Group
 from hone.store.tables import ConsumerOffsetRow, DeadLetterRow, FeedbackEventRow, ResponseRow
-from tests.support.events import feedback, response, uid
+from ingest import consumer
+from ingest.breaker import Breaker
+from ingest.source import Source, consumer_config
+from tests.support.events import encode, feedback, response, uid
 from tests.support.ingest_process import Program, count, produce, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -256,3 +261,34 @@ def test_a_topic_that_was_created_again_and_is_longer_than_before_stops_it(
     assert count(log.sessions, FeedbackEventRow) == stored
     start(HONE_KAFKA_INCARNATION="second")
     wait_for(lambda: count(log.sessions, FeedbackEventRow) == stored + 20_000, 60)
+
+
+def test_partitions_that_are_added_are_read_from_their_first_message(
+    kafka_bootstrap: str, store_url: str, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = consumer_config
+    monkeypatch.setattr(  # a running member looks for new partitions every ten seconds
+        "ingest.source.consumer_config", lambda *words: settings(*words) | {"topic.metadata.refresh.interval.ms": 300}
+    )
+    broker = external_broker(kafka_bootstrap)
+    create_topics(broker, {FEEDBACK_TOPIC: 1})
+    source = Source(kafka_bootstrap, "growing", [FEEDBACK_TOPIC])
+    group = Group("growing", broker.incarnation)
+    ingest = consumer.Ingest(source, sessions, group, "test", 40, 0.1, "stop", Breaker(0.5), Pulse())
+
+    def stored(number: int) -> bool:
+        consumer.turn(ingest)
+        return count(sessions, FeedbackEventRow) == number
+
+    records = [feedback("thumbs", f"g{n}", value=1, event_id=uid(f"grow-{n}")) for n in range(60)]
+    produce(kafka_bootstrap, *records[:20])
+    wait_for(lambda: stored(20))
+    admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
+    admin.create_partitions([NewPartitions(FEEDBACK_TOPIC, 3)])[FEEDBACK_TOPIC].result()
+    producer = Producer({"bootstrap.servers": kafka_bootstrap})
+    for n, record in enumerate(records[20:]):
+        producer.produce(FEEDBACK_TOPIC, encode(record), partition=n % 3)
+    assert producer.flush(30) == 0
+    wait_for(lambda: stored(60))
+    source.close()
+    assert {p.number for p in ingest.claims} == {0, 1, 2}

@@ -57,6 +57,13 @@ def count(sessions: Sessions, table: type) -> int:
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
+@pytest.fixture(params=[0, 20], ids=["by COPY", "by INSERT"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches of these tests are small: both ways to write them."""
+    monkeypatch.setattr("hone.store.events.FEW_ROWS", request.param)
+
+
+@pytest.mark.usefixtures("by")
 def test_every_field_of_a_response_comes_back_as_it_was_sent(sessions: Sessions) -> None:
     sent = response(
         "a",
@@ -78,6 +85,7 @@ def test_every_field_of_a_response_comes_back_as_it_was_sent(sessions: Sessions)
     assert row.messages == [MESSAGE]
 
 
+@pytest.mark.usefixtures("by")
 def test_every_field_of_feedback_comes_back_as_it_was_sent(sessions: Sessions) -> None:
     sent = feedback(
         "choice", "a", rejected=(uid("b"), uid("c")), reasons=(Reason.TOO_LONG, Reason.STYLE), signed=False, text="a\\b"
@@ -93,6 +101,7 @@ def test_every_field_of_feedback_comes_back_as_it_was_sent(sessions: Sessions) -
     assert (state.subject_id, state.slot, state.event_id) == (uid("a"), "choice", sent.event_id)
 
 
+@pytest.mark.usefixtures("by")
 def test_a_batch_stored_again_adds_nothing(sessions: Sessions) -> None:
     records = [response("a"), feedback("thumbs", "a", value=1), feedback("edit", "a", text="better")]
     first = store(sessions, claim(sessions), messages(*records))
@@ -242,6 +251,7 @@ def test_a_mark_that_ingest_holds_is_not_taken_before_its_rows_are_visible(sessi
     assert [change.source for change in changes] == ["regenerate"]
 
 
+@pytest.mark.usefixtures("by")
 def test_what_a_forgotten_person_sent_does_not_come_back_with_old_messages(sessions: Sessions) -> None:
     records = [
         response("a", parameters={"stop": ["x"]}),
@@ -317,8 +327,9 @@ def erase(sessions: Sessions) -> dict[str, int]:
         return erase_user(session, uid("ann"), actor="test", now=at(99))
 
 
+@pytest.mark.usefixtures("by")
 def test_an_event_that_a_neighbour_stores_at_the_same_time_is_one_row_and_a_duplicate(sessions: Sessions) -> None:
-    """Our look cannot see it, and our COPY meets it: the batch is tried again, and loses nothing else."""
+    """Our look cannot see it, and our COPY meets it: the batch is tried again. An INSERT waits for it."""
     twin, mine = feedback("thumbs", "a", value=1), feedback("thumbs", "b", value=1)
     ours = claim(sessions)
     with sessions.begin() as session:
@@ -334,6 +345,7 @@ def test_an_event_that_a_neighbour_stores_at_the_same_time_is_one_row_and_a_dupl
     assert (count(sessions, FeedbackEventRow), count(sessions, DeadLetterRow)) == (2, 1)
 
 
+@pytest.mark.usefixtures("by")
 def test_a_number_that_no_column_holds_is_cut_out_alone(sessions: Sessions) -> None:
     records = [response(f"r{n}") for n in range(5)]
     records[3] = response("r3", num_prompt_tokens=1 << 70)
