@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,13 +24,13 @@ from benchmarks.ingest_flow import latency, scaling
 from benchmarks.ingest_growth import Growth, measure
 from benchmarks.ingest_world import SHORT_BOTH, SHORT_FEEDBACK, Cost, Messages, World, describe, produce, world
 from benchmarks.result import Target, report, say
-from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC
+from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback
 from ingest.consumer import spare_collector
 
 SEED = 1
 SMALL = 1_000
-SINGLE = 1_000
-PARTS = ("loops", "single", "growth", "flow", "jdbc")
+FEW, TRANSACTIONS = (1, 20, 50), 500
+PARTS = ("loops", "few", "growth", "flow", "jdbc")
 Loop = Callable[[sessionmaker[Session]], Cost]
 
 
@@ -139,21 +140,22 @@ def growth_promises(growth: Sequence[Sequence[Growth]]) -> dict[str, Target]:
     }
 
 
-def single_rows(servers: World, messages: Messages) -> dict[str, dict[str, float]]:
-    """Return what a transaction of one row costs by each way to write; `product` takes the one for few rows."""
-    feedback = messages.feedback[:SINGLE]
-    ways: dict[str, Loop] = {
-        "product": lambda sessions: loops.append_rows(sessions, feedback, 1),
-        "look_and_copy": lambda sessions: loops.look_and_copy(sessions, feedback, 1),
-        "plain_copy": lambda sessions: loops.plain_copy(sessions, feedback, 1),
-        "insert": lambda sessions: loops.pages_write(sessions, feedback, 1),
-        "staged_copy": lambda sessions: loops.staged_copy(sessions, feedback, 1),
+def few_rows(servers: World, messages: Messages) -> dict[str, dict[str, float]]:
+    """Return microseconds of CPU for a transaction of few rows, by each way to write them."""
+    ways: dict[str, Callable[[sessionmaker[Session], list[Feedback], int], Cost]] = {
+        "look_and_copy": loops.look_and_copy,
+        "insert": loops.pages_write,
+        "plain_copy": loops.plain_copy,
+        "staged_copy": loops.staged_copy,
     }
-    found = {}
-    for name, way in ways.items():
+    found: dict[str, dict[str, float]] = {}
+    for rows, (name, way) in product(FEW, ways.items()):
+        feedback = messages.feedback[: rows * TRANSACTIONS]
         with servers.database() as sessions:
-            found[name] = way(sessions).as_dict()
-        say(f"one row a transaction, {name}: {found[name]}")
+            cost = way(sessions, feedback, rows)
+        client_us, postgres_us = client(cost) * rows, postgres(cost) * rows
+        found[f"{name}_{rows}"] = {"rows": rows, "client_us": client_us, "postgres_us": postgres_us}
+        say(f"{rows} rows a transaction, {name}: {client_us:.0f} us client, {postgres_us:.0f} us Postgres")
     return found
 
 
@@ -182,8 +184,8 @@ def main() -> int:
             found = measure_loops(servers, messages, arguments.rounds)
             figures |= found
             targets |= promises(found["ratios"])
-        if "single" in parts:
-            figures["one_row_a_transaction"] = single_rows(servers, messages)
+        if "few" in parts:
+            figures["few_rows_a_transaction"] = few_rows(servers, messages)
         if "growth" in parts:
             large = arguments.stored or (5_000_000 if arguments.full else 1_000_000)
             growth = [measure(servers, size, arguments.rounds, SEED) for size in (SMALL, large)]

@@ -294,15 +294,6 @@ def plain_copy(sessions: Sessions, records: Sequence[Feedback], rows: int = ROWS
     return write_batches(sessions, records, write, rows)
 
 
-def append_rows(sessions: Sessions, records: Sequence[Feedback], rows: int) -> Cost:
-    """Only the product's own writing of events, by the way that it takes for so many; a transaction for each batch."""
-    forgotten, meter = Forgotten(), Meter(sessions)
-    for part in batches(records, rows):
-        with sessions.begin() as session:
-            append_new(session, [], part, forgotten)
-    return meter.stop(len(records))
-
-
 def look_and_copy(sessions: Sessions, records: Sequence[Feedback], rows: int) -> Cost:
     """Only look which ids are there and COPY the others from ready lines; a transaction for each batch."""
     ids = [uuid_array(event.event_id for event in part) for part in batches(records, rows)]

@@ -62,6 +62,8 @@ class Batch:
     runs: dict[Partition, int] = field(default_factory=dict)
     "Invalid messages with which a partition ends, where it does."
     longest_run: int = 0
+    newest_ms: int = 0
+    "Time of the newest message, by the broker."
     skipped: Counter[str] = field(default_factory=Counter)
     "Messages that no stream reads, by topic."
 
@@ -125,6 +127,7 @@ def sort_neighbours(
 ) -> None:
     """Add messages of one partition to the batch."""
     _, first, expected = batch.steps.get(partition) or Step(claim.epoch, -1, claim.next_offset)
+    add = batch.good.append
     for message in messages:
         if message.offset < expected:
             continue
@@ -136,13 +139,14 @@ def sort_neighbours(
             if not records:
                 batch.skipped[partition.topic] += 1
             for record in records:
-                batch.good.append(Decoded(message, record))
+                add(Decoded(message, record))
             if batch.runs:
                 batch.runs.pop(partition, None)
         except InvalidEvent as error:
             batch.refuse(message, error)
     if first >= 0:
         batch.steps[partition] = Step(claim.epoch, first, expected)
+        batch.newest_ms = max(batch.newest_ms, message.timestamp_ms)
 
 
 def store_batch(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import attrgetter
 from threading import Event
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -112,7 +111,7 @@ def turn(ingest: Ingest) -> None:
         batch = sort_messages(messages, claims, ingest.decode, ingest.breaker.runs)
     if not batch.steps:
         return
-    if jumped(ingest, batch):
+    if ingest.source.may_hold_old and jumped(ingest, batch):
         ingest.source.release()
         return
     outcome = commit(ingest, batch)
@@ -134,8 +133,6 @@ def jumped(ingest: Ingest, batch: Batch) -> bool:
     A gap in a log is legal (compaction, transactions), but a message left over from before the claim would look the
     same and cost the messages between. Reading once more tells them apart.
     """
-    if not ingest.source.may_hold_old:
-        return False
     found = {
         partition: step.first_offset
         for partition, step in batch.steps.items()
@@ -229,12 +226,11 @@ def report(ingest: Ingest, batch: Batch, outcome: Outcome) -> None:
         metrics.INGEST_DEAD_LETTERS.labels(error.reason).inc()
     for topic, number in batch.skipped.items():
         metrics.INGEST_SKIPPED.labels(topic).inc(number)
-    newest_ms = max(map(attrgetter("message.timestamp_ms"), batch.good), default=0)
     num_behind = 0
     for partition, step in batch.steps.items():
         behind = ingest.source.num_behind(partition, step.next_offset) or 0
         metrics.INGEST_LAG_MESSAGES.labels(partition.topic, str(partition.number)).set(behind)
         ingest.measured.add(partition)
         num_behind += behind
-    if newest_ms:
-        metrics.INGEST_LAG_SECONDS.set(max(0.0, time.time() - newest_ms / 1000) if num_behind else 0.0)
+    if batch.newest_ms > 0:
+        metrics.INGEST_LAG_SECONDS.set(max(0.0, time.time() - batch.newest_ms / 1000) if num_behind else 0.0)
