@@ -3,9 +3,14 @@
 import asyncio
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import pytest
+
+from hone.records import Track, TrafficPlan
 from serving.gateway.sse import summarize
 from tests.support.gateway import HI, ForeignServer, event, gateway
 from tests.support.web import serving
@@ -95,3 +100,27 @@ def test_a_stream_cut_inside_of_an_event_is_passed_on_and_recorded_whole_or_as_f
     assert [one.completion for one in broken] == ["", "", "", "Grüß ", "Grüß dich", "Grüß dich"]
     assert [one.finish_reason for one in broken] == [*["error"] * 5, "stop"]
     assert not any(one.completed for one in broken)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_canary_that_stays_silent_is_replaced_by_stable(tmp_path: Path, stream: bool) -> None:
+    silent, stable = ForeignServer(["never"]), ForeignServer(["from stable"])
+    silent.hangs = True
+    with serving(silent) as silent_url, serving(stable) as url:
+        others = {"m-new": {"url": silent_url, "model": "silent"}}
+        with gateway(tmp_path, url, settings={"upstreams": others}, upstream_timeout_s=0.2) as served:
+            served.take(
+                TrafficPlan(
+                    fence=1,
+                    stable="m-old",
+                    canary="m-new",
+                    canary_weight=1.0,
+                    rollout_id=UUID(int=1),
+                    stage=0,
+                    expires_at=datetime.now(UTC) + timedelta(minutes=5),
+                )
+            )
+            assert "from stable" in served.chat(stream=stream).text
+            (response,) = served.responses(1)
+            silent.hangs = False
+    assert (response.fallback, response.track, response.completed) == (True, Track.STABLE, True)
