@@ -334,3 +334,11 @@ def test_train_checks_everything_and_stops_on_a_dry_run(
     assert not list((tmp_path / "var").rglob("model")), "nothing is trained"
     run(*words, "--set", "sft.pakking=true", code=2)
     assert capfd.readouterr().err.startswith("hone: ")
+
+
+def test_a_sweep_lays_its_options_over_every_trials_spec(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.toml").write_text('method = "dpo"\n[space]\nlora.rank = [2, 4]\n')
+    run("sweep", tmp_path / "sweep.toml", "--set", "betta=0.1", code=2)
+    assert "betta = 0.1 is not a setting: did you mean beta?" in capfd.readouterr().err
