@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from benchmarks.result import Target, report, say
 from hone.plan.facts import Shape
-from hone.plan.memory import Adapter, Setup, memory_of
+from hone.plan.memory import LOGIT_COPIES, LOGIT_COPIES_TRL_CPU, Adapter, Setup, memory_of
 
 LOWEST, HIGHEST = 0.5, 1.1
 ENVIRONMENT_MMAP = "65536"
@@ -122,6 +122,7 @@ def planned_memory(case: Case, tokens: int) -> dict[str, float]:
         sequences=sequences,
         tokens=tokens,
         logit_tokens=min(4096, sequences * tokens),
+        logit_copies=LOGIT_COPIES if case.engine == "native" else LOGIT_COPIES_TRL_CPU,
         checkpointing=case.checkpointing,
         is_gpu=False,
     )
@@ -149,7 +150,6 @@ def measure(case: Case) -> dict[str, Any]:
             "prompt": [{"role": "user", "content": words[k]}],
             "chosen": a,
             "rejected": a[5:],
-            "completion": a,
             "weight": 1.0,
         }
         for k, a in enumerate(answers)

@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hone.plan.facts import GB, Hardware, Lengths, Shape
-from hone.plan.memory import Adapter, Memory, Setup, Sharding, memory_of
+from hone.plan.memory import LOGIT_COPIES, LOGIT_COPIES_TRL_CPU, Adapter, Memory, Setup, Sharding, memory_of
 from hone.plan.tables import Limits
 
 SEQUENCES = {"sft": 1, "reward_model": 2, "dpo": 2, "kto": 1, "ppo": 1, "rloo": 1, "grpo": 1}
 """Sequences of one label."""
 SAMPLING = ("ppo", "rloo", "grpo")
 OWN_ENGINE = ("ppo",)
-"""Methods that only hone's own engine has: no 4-bit base there."""
+"""Methods that only hone's own engine has."""
+NATIVE = ("dpo", *OWN_ENGINE)
+"""Methods that a plan gives to hone's own engine."""
 COMFORTABLE_LABELS = 4
 """With fewer labels a device in one step than this, checkpointing is worth its third of more work."""
 LOGIT_CHUNK_TOKENS = 4096
@@ -57,6 +59,7 @@ def setup_for(method: str, adapter: Adapter, rank: int, targets: tuple[str, ...]
         precision="bf16" if hardware.gpus else "fp32",
         world=hardware.world,
         frozen_models=num_frozen(method, adapter),
+        logit_copies=LOGIT_COPIES if hardware.gpus or method in NATIVE else LOGIT_COPIES_TRL_CPU,
         generates=method in SAMPLING,
         is_gpu=hardware.gpus > 0,
     )

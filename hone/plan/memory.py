@@ -20,8 +20,9 @@ FP32 = 4
 NF4_BYTES = 0.5 + 0.127 / 8
 ADAM_BYTES = 8
 CUDA_CONTEXT = 0.9 * GB
-LOGIT_COPIES = 3
-"""Of the logits at the peak: themselves, their log-softmax, and the gradient."""
+LOGIT_COPIES, LOGIT_COPIES_TRL_CPU = 3, 9
+"""Of the logits at the peak: themselves, their log-softmax, and the gradient. TRL, where it has no kernel of its own
+(on CPUs), makes more of them for the figures that it logs: 8 to 9 were measured (docs/benchmarks.md)."""
 GATHERED_LAYERS = 2
 """Layers whose whole weights a device holds at once where weights are split: the present one and the next."""
 TENSOR_PARALLEL = 8
@@ -43,6 +44,7 @@ class Setup:
     "Length of a sequence."
     logit_tokens: int = 1024
     "Tokens of a device's batch whose logits exist at once."
+    logit_copies: int = LOGIT_COPIES
     checkpointing: bool = False
     frozen_models: int = 0
     "Further models that only compute: a reference that no adapter can be switched off of, a reward model."
@@ -164,7 +166,7 @@ def layer_bytes(shape: Shape, setup: Setup) -> float:
 
 def logit_bytes(shape: Shape, setup: Setup) -> float:
     """Return the logits of the tokens whose logits exist at once, in fp32, with their copies."""
-    return float(LOGIT_COPIES * FP32 * setup.logit_tokens * shape.vocab_size)
+    return float(setup.logit_copies * FP32 * setup.logit_tokens * shape.vocab_size)
 
 
 def cache_bytes(shape: Shape, setup: Setup) -> float:

@@ -7,6 +7,7 @@ import pytest
 from hone.errors import ConfigError
 from hone.plan.decide import Override, Plan, Question, Stage, make_plan
 from hone.plan.facts import GB, Hardware, Labels, Lengths
+from hone.plan.fit import setup_for
 from hone.plan.memory import Memory, Setup, memory_of
 from hone.plan.tables import load_tables
 from hone.store.label_counts import noise_of
@@ -240,3 +241,11 @@ def test_4_bit_weights_are_not_planned_in_parts_since_the_trainer_does_not_split
 def test_labels_on_others_answers_are_a_warning() -> None:
     assert any("40 of 100 labels are off-policy" in text for text in plan(pairs=100, off_policy=40).warnings)
     assert not any("off-policy" in text for text in plan(pairs=100).warnings)
+
+
+@pytest.mark.parametrize(("method", "gpu", "copies"), [("sft", "cpu", 9), ("dpo", "cpu", 3), ("sft", "h100", 3)])
+def test_trl_on_a_cpu_is_planned_with_the_logits_that_it_was_measured_to_make(
+    method: str, gpu: str, copies: int
+) -> None:
+    device = hardware(gpu, 0 if gpu == "cpu" else 1)
+    assert setup_for(method, "lora", 16, (), device).logit_copies == copies
