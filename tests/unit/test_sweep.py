@@ -18,11 +18,12 @@ from training.sweep import study as studies
 from training.sweep.ablation import Trial, effects
 from training.sweep.objective import DEFAULTS, OBJECTIVES, numbers, objective_of, value_of
 from training.sweep.picture import draw
-from training.sweep.report import page
+from training.sweep.report import page, write_report
 from training.sweep.run import best_of
 from training.sweep.study import JOURNAL, importances, next_trials, open_study
 from training.sweep.table import Sweep, flat, load_sweep, spec_of_trial
 from training.sweep.toml_text import toml_text
+from training.sweep.view import show_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,6 +103,24 @@ def test_the_page_has_every_trial_marks_the_best_and_says_what_its_numbers_are(t
     assert "more is better" in text
     draw(tmp_path / "a.png", sweep(), OBJECTIVES["dev_accuracy"], found[:4], best, factors)
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_people_are_shown_every_trial_every_level_and_the_best(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = trials({(1e-4, 4): 0.5, (1e-3, 4): 0.75, (1e-4, 8): 0.625, (1e-3, 8): 0.5})
+    found.append(Trial(4, {"learning_rate": 1e-3, "lora.rank": 16}, "failed", seconds=75.0, reason="nan"))
+    best = best_of(found, OBJECTIVES["dev_accuracy"])
+    assert best
+    table = write_report(tmp_path, sweep(), OBJECTIVES["dev_accuracy"], found, best, {}, RunSpec(dataset="d-1"))
+    show_result(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["trial", "learning", "rate", "lora.rank", "dev", "accuracy", "took"]
+    assert lines[2].split() == ["1", "0.001", "4", "0.75", "-"]
+    assert lines[5].split() == ["4", "0.001", "16", "failed", "75", "s"]
+    assert "best: learning_rate 0.001, lora.rank 4: dev_accuracy 0.75 (trial 1)" in lines
+    assert json.loads((tmp_path / "ablation.json").read_text())["best"]["trial"] == 1
+    assert tomllib.loads((tmp_path / "best.toml").read_text()) == {"dataset": "d-1"}
 
 
 # Its memory ---------------------------------------------------------------------------------------------------------

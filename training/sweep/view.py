@@ -40,12 +40,13 @@ def levels(factor: Mapping[str, Any]) -> str:
 
 
 def show_result(found: Mapping[str, Any]) -> None:
-    """Print what came of a sweep: the levels of each factor, the best trial, where everything lies."""
-    for line in columns(list(level_rows(found))):
-        click.echo(line)
+    """Print what came of a sweep: trials, the levels of each factor, the best trial, where everything lies."""
+    for rows in (trial_rows(found), level_rows(found)):
+        for line in columns(list(rows)):
+            click.echo(line)
+        click.echo()
     best, folder = found["best"], Path(found["folder"])
     params = ", ".join(f"{name} {text(level)}" for name, level in best["params"].items())
-    click.echo()
     click.secho(f"best: {params}: {found['objective']['name']} {best['value']:.4g} (trial {best['trial']})", bold=True)
     method = found["method"]
     facts(
@@ -56,6 +57,18 @@ def show_result(found: Mapping[str, Any]) -> None:
             "picture": folder / PICTURE,
         }
     )
+
+
+def trial_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield one row for each trial."""
+    for trial in found["trials"]:
+        value, seconds = trial["value"], trial["seconds"]
+        yield {
+            "trial": trial["number"],
+            **{name: text(level) for name, level in trial["params"].items()},
+            found["objective"]["name"]: trial["state"] if value is None else f"{value:.4g}",
+            "took": "-" if seconds is None else duration(seconds),
+        }
 
 
 def level_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
