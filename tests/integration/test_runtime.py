@@ -111,7 +111,7 @@ async def ask_late(url: str) -> list[str]:
         begun = asyncio.Event()
 
         async def long() -> None:
-            body = {"model": "m-1", "messages": HI, "max_tokens": 200, "stream": True, "temperature": 2, "seed": 3}
+            body = {"model": "m-1", "messages": HI, "max_tokens": 400, "stream": True, "temperature": 2, "seed": 3}
             async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 async for _ in answer.aiter_bytes():
                     begun.set()
