@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
+from hone import metrics
 from hone.health import Pulse
 from hone.local.broker import create_topics, external_broker
 from hone.local.kafka import KafkaServer, prepare_kafka
@@ -264,6 +265,25 @@ def test_a_topic_that_was_created_again_and_is_longer_than_before_stops_it(
     wait_for(lambda: count(log.sessions, FeedbackEventRow) == stored + 20_000, 60)
 
 
+def member(bootstrap: str, sessions: Sessions, group: str) -> consumer.Ingest:
+    """A member in this process."""
+    named = Group(group, external_broker(bootstrap).incarnation)
+    source = Source(bootstrap, group, [FEEDBACK_TOPIC])
+    return consumer.Ingest(source, sessions, named, "test", 40, 0.1, "stop", Breaker(0.5), Pulse())
+
+
+def store_until(ingest: consumer.Ingest, number: int) -> None:
+    def stored() -> bool:
+        consumer.turn(ingest)
+        return count(ingest.sessions, FeedbackEventRow) == number
+
+    wait_for(stored)
+
+
+def thumbs(first: int, end: int) -> list[Feedback]:
+    return [feedback("thumbs", f"g{n}", value=1, event_id=uid(f"grow-{n}")) for n in range(first, end)]
+
+
 def test_partitions_that_are_added_are_read_from_their_first_message(
     kafka_bootstrap: str, store_url: str, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,25 +291,34 @@ def test_partitions_that_are_added_are_read_from_their_first_message(
     monkeypatch.setattr(  # a running member looks for new partitions every ten seconds
         "ingest.source.consumer_config", lambda *words: settings(*words) | {"topic.metadata.refresh.interval.ms": 300}
     )
-    broker = external_broker(kafka_bootstrap)
-    create_topics(broker, {FEEDBACK_TOPIC: 1})
-    source = Source(kafka_bootstrap, "growing", [FEEDBACK_TOPIC])
-    group = Group("growing", broker.incarnation)
-    ingest = consumer.Ingest(source, sessions, group, "test", 40, 0.1, "stop", Breaker(0.5), Pulse())
-
-    def stored(number: int) -> bool:
-        consumer.turn(ingest)
-        return count(sessions, FeedbackEventRow) == number
-
-    records = [feedback("thumbs", f"g{n}", value=1, event_id=uid(f"grow-{n}")) for n in range(60)]
-    produce(kafka_bootstrap, *records[:20])
-    wait_for(lambda: stored(20))
+    create_topics(external_broker(kafka_bootstrap), {FEEDBACK_TOPIC: 1})
+    ingest = member(kafka_bootstrap, sessions, "growing")
+    produce(kafka_bootstrap, *thumbs(0, 20))
+    store_until(ingest, 20)
     admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
     admin.create_partitions([NewPartitions(FEEDBACK_TOPIC, 3)])[FEEDBACK_TOPIC].result()
     producer = Producer({"bootstrap.servers": kafka_bootstrap})
-    for n, record in enumerate(records[20:]):
+    for n, record in enumerate(thumbs(20, 60)):
         producer.produce(FEEDBACK_TOPIC, encode(record), partition=n % 3)
     assert producer.flush(30) == 0
-    wait_for(lambda: stored(60))
-    source.close()
+    store_until(ingest, 60)
+    ingest.source.close()
     assert {p.number for p in ingest.claims} == {0, 1, 2}
+
+
+def test_an_older_offset_in_kafkas_own_group_changes_nothing(
+    kafka_bootstrap: str, store_url: str, sessions: Sessions
+) -> None:
+    create_topics(external_broker(kafka_bootstrap), {FEEDBACK_TOPIC: 1})
+    produce(kafka_bootstrap, *thumbs(0, 30))
+    first = member(kafka_bootstrap, sessions, "older")
+    store_until(first, 30)
+    first.source.close()
+    outsider = Consumer({"bootstrap.servers": kafka_bootstrap, "group.id": "older", "enable.auto.commit": False})
+    outsider.commit(offsets=[TopicPartition(FEEDBACK_TOPIC, 0, 3)], asynchronous=False)
+    outsider.close()
+    second, before = member(kafka_bootstrap, sessions, "older"), metrics.INGEST_DUPLICATES._value.get()
+    produce(kafka_bootstrap, *thumbs(30, 40))
+    store_until(second, 40)
+    second.source.close()
+    assert metrics.INGEST_DUPLICATES._value.get() == before, "nothing was read twice"
