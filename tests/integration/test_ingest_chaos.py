@@ -31,6 +31,14 @@ def test_a_schedule_is_a_function_of_its_seed_and_holds_every_kind_of_fault() ->
     assert {fault.kind for fault in faults} == set(SHARES)
 
 
+def test_a_traceback_is_a_defect_unless_the_driver_printed_it() -> None:
+    entry = "2026-11-24 19:51:29,139 INFO ingest: reading\n"
+    trace = "Traceback (most recent call last):\n  File\n"
+    printed = f"{trace}psycopg2.errors.AdminShutdown: x\n\n{ingest_chaos.PRINTED_BY_DRIVER} 0x7f> returned a result\n"
+    assert ingest_chaos.count_defects(f"{entry}{printed}{entry}{trace}KeyError: 1\n{entry}") == 1
+    assert ingest_chaos.count_defects(entry + printed + entry + ingest_chaos.PRINTED_BY_DRIVER) == 0
+
+
 def test_a_schedule_of_faults_loses_and_doubles_nothing() -> None:
     found = ingest_chaos.run(seed=5, num_events=12_000, num_faults=8, members=3, minutes=3, rebalancing="cooperative")
     assert (found["lost"], found["extra"]) == (0, 0)
