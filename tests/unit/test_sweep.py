@@ -120,7 +120,8 @@ def test_people_are_shown_every_trial_every_level_and_the_best(
     assert lines[5].split() == ["4", "0.001", "16", "failed", "75", "s"]
     assert "best: learning_rate 0.001, lora.rank 4: dev_accuracy 0.75 (trial 1)" in lines
     assert json.loads((tmp_path / "ablation.json").read_text())["best"]["trial"] == 1
-    assert tomllib.loads((tmp_path / "best.toml").read_text()) == {"dataset": "d-1"}
+    written = tomllib.loads((tmp_path / "best.toml").read_text())
+    assert written == {"method": "dpo", "dataset": "d-1", "learning_rate": 1e-3, "lora": {"rank": 4}}
 
 
 # Its memory ---------------------------------------------------------------------------------------------------------

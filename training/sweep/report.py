@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from training.spec import RunSpec
+from training.spec import RunSpec, merged
 from training.sweep.ablation import CONFIDENCE, FactorEffect, LevelEffect, Trial, effects, text
 from training.sweep.objective import Objective
 from training.sweep.picture import draw
@@ -40,7 +40,10 @@ def write_report(
     (folder / TABLE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(page(sweep, objective, trials, best, factors), encoding="utf-8")
     head = f"# The best of {len(trials)} trials, number {best.number}: {objective.name} {best.value:.6g}\n"
-    (folder / BEST).write_text(head + toml_text(spec.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
+    # What was varied is written also where the best level is the default.
+    values = {"method": spec.method, **spec.model_dump(mode="json", exclude_defaults=True)}
+    text_of_best = toml_text(merged(values, sweep.values_of(best.params)))
+    (folder / BEST).write_text(head + text_of_best, encoding="utf-8")
     draw(folder / PICTURE, sweep, objective, done, best, factors)
     return found
 
