@@ -132,9 +132,15 @@ class Stage:
     def leave(self, fault: Fault) -> None:
         """Let a member end in order, within a bound, and another one come."""
         name = self.members[fault.member]
-        for number in (signal.SIGTERM, signal.SIGCONT):
-            self.process(name).send_signal(number)
-        self.ended[self.supervisor.wait(name, SIGTERM_S)] += 1
+        process = self.process(name)
+        process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + SIGTERM_S
+        # Who was started to stop itself at a point may come to it only now.
+        while self.supervisor.exit_code(name) is None and time.monotonic() < until:
+            if process.status() == psutil.STATUS_STOPPED:
+                process.send_signal(signal.SIGCONT)
+            time.sleep(0.05)
+        self.ended[self.supervisor.wait(name, 1)] += 1
         self.replace(fault.member)
 
     def zombie(self, fault: Fault) -> None:
