@@ -46,6 +46,14 @@ class Forgotten:
             self.users.add(user.int)
 
 
+# What the person said may have stood in the way of others' pairs: those turns are derived again without it.
+MARK_JUDGED = text("""
+INSERT INTO dirty_turn (turn_id) SELECT DISTINCT subject_id FROM feedback_state
+WHERE user_id = :user_id AND slot <> 'comment' AND slot NOT LIKE 'outcome:%' ORDER BY subject_id
+ON CONFLICT (turn_id) DO UPDATE SET marked_at = dirty_turn.marked_at
+""")
+
+
 def erase_user(session: Session, user_id: UUID, *, actor: str, now: datetime) -> dict[str, int]:
     """Forget `user_id`; return how many rows of each kind were reached. Idempotent; the caller owns the transaction.
 
@@ -55,6 +63,7 @@ def erase_user(session: Session, user_id: UUID, *, actor: str, now: datetime) ->
     Kafka keeps its copies until their retention ends; ingest, which waits for us, then leaves out what they hold.
     """
     session.execute(text(EXCLUDE_WRITERS))
+    session.execute(MARK_JUDGED, {"user_id": user_id})
     counts = {
         "responses": blank_responses(session, user_id),
         "feedback_events": run(session, delete(FeedbackEventRow).where(FeedbackEventRow.user_id == user_id)),
