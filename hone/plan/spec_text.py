@@ -9,6 +9,8 @@ from hone.plan.decide import Plan, Stage
 from hone.plan.fit import OWN_ENGINE, SAMPLING, Fit
 
 LAUNCHERS = {"none": "local", "ddp": "accelerate", "zero2": "accelerate", "fsdp2": "accelerate", "zero3": "accelerate"}
+SHARDED = ("zero2", "fsdp2", "zero3")
+"""Where no process holds the whole model."""
 CPU_THREADS = 1
 """Weights are bit-identical for one number of threads only, and small models gain nothing from more."""
 
@@ -52,7 +54,7 @@ def stage_values(plan: Plan, stage: Stage, fit: Fit) -> tuple[dict[str, Any], di
         "launcher": LAUNCHERS.get(fit.setup.sharding, "accelerate"),
         "threads": CPU_THREADS,
     }
-    if stage.method == "dpo" and has_gpu:
+    if stage.method == "dpo" and fit.setup.sharding in SHARDED:
         top["engine"] = "trl"
     if fit.accumulation > 1 and stage.method not in OWN_ENGINE and (has_gpu or stage.method != "dpo"):
         top["micro_batch_size"] = fit.labels_per_device

@@ -46,6 +46,7 @@ def test_every_method_and_size_of_machine_gives_a_valid_spec(method: str, gpus: 
     assert spec.launch.processes == max(1, int(gpus))
     if method == "dpo":
         assert (spec.preference.loss, spec.preference.label_smoothing) == ("robust", 0.1)
+        assert spec.engine == ("trl" if spec.launch.sharding in ("zero2", "fsdp2", "zero3") else "native")
 
 
 def test_each_stage_gets_a_file_of_its_own(tmp_path: Path) -> None:
