@@ -90,7 +90,10 @@ def require_native(letter: DeadLetterRow) -> None:
     """Refuse a message that no mapping reads any more. Raises ConfigError."""
     if letter.topic.startswith("file:"):
         number = letter.dead_letter_id
-        raise ConfigError(f"dead letter {number} is of a file: correct that, or its mapping, and read it again")
+        raise ConfigError(
+            f"dead letter {number} is of a file and cannot be sent back: correct the file, or its mapping, and read it "
+            "with 'hone backfill FILE --again'"
+        )
     if letter.topic not in NATIVE_TOPICS:
         raise ConfigError(f"no stream reads {letter.topic}: set ingest.streams to the file that maps it")
 

@@ -11,9 +11,9 @@ from typing import Any, cast, get_args
 
 import click
 
+from hone.cli.context import current_settings
 from hone.errors import ConfigError, HoneError, NotEnoughData
 from hone.overrides import read_overrides
-from hone.settings import load_settings
 from training.jobs import check_complete, spec_of
 from training.spec import Method, RunSpec, load_job, load_spec, needs_bitsandbytes
 from training.stages import split_stages
@@ -46,6 +46,7 @@ def set_logging(options: argparse.Namespace) -> None:
         logging.basicConfig(level=logging.WARNING, format="hone: %(message)s")
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,8 +74,8 @@ def check(options: argparse.Namespace) -> None:
     """Print the resolved spec. Raises ConfigError where it is wrong."""
     own, earlier = split_stages(read_overrides(options.changes))
     for method, keys in earlier.items():
-        check_complete(spec_of(load_settings(), cast(Method, method), keys))
-    spec = spec_of(load_settings(), options.method, own)
+        check_complete(spec_of(current_settings(), cast(Method, method), keys))
+    spec = spec_of(current_settings(), options.method, own)
     check_complete(spec)
     print(spec.model_dump_json(indent=1))
 
@@ -83,7 +84,7 @@ def recipe(options: argparse.Namespace) -> None:
     """Do a recipe's stages. Raises like `run_recipe`."""
     from training.recipe import run_recipe
 
-    print(json.dumps(run_recipe(load_settings(), options.file, read_overrides(options.changes)), indent=1))
+    print(json.dumps(run_recipe(current_settings(), options.file, read_overrides(options.changes)), indent=1))
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -94,7 +95,7 @@ def sweep(options: argparse.Namespace) -> None:
 
     found = load_sweep(options.file, read_overrides(options.changes))
     act, show = (describe_sweep, show_plan) if options.dry_run else (run_sweep, show_result)
-    show_as(options, act(load_settings(), found), show)
+    show_as(options, act(current_settings(), found), show)
 
 
 def show_as(options: argparse.Namespace, found: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None]) -> None:
@@ -119,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     from training.view import show_plan, show_result
 
     act, show = (describe, show_plan) if options.dry_run else (run_spec, show_result)
-    show_as(options, act(load_settings(), spec), show)
+    show_as(options, act(current_settings(), spec), show)
 
 
 def prepare_imports(spec: RunSpec) -> None:

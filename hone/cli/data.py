@@ -164,7 +164,7 @@ def dead_letters_dismiss(
         return show_json({"dismissed": yes, "letters": rows})
     table(rows, False, "no such dead letter waits: nothing to dismiss")
     if rows:
-        click.echo("\ndismissed; they are kept and can be replayed" if yes else "\nnothing was changed: add --yes")
+        click.echo("\ndismissed; they are kept" if yes else "\nnothing was changed: add --yes")
 
 
 @click.command(name="erase-user")

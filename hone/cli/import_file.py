@@ -57,6 +57,8 @@ def import_file(
             dataset_id = store_dataset(session, found.frozen, found.policy)
             append_audit(session, actor, "dataset.import", f"dataset:{dataset_id}", str(file), told, utc_now())
     show(found, told | {"stored": not dry_run}, as_json, dry_run)
+    if dry_run and not skip_bad:
+        refuse_problems(file, found.read)
 
 
 def policy_of(settings: Settings) -> FreezePolicy:
@@ -95,7 +97,7 @@ def show(found: Import, told: dict[str, Any], as_json: bool, dry_run: bool) -> N
             {key: clip(sample[key]) for key in ("prompt", "completion", "chosen", "rejected", "label") if key in sample}
         )
     if dry_run:
-        return click.echo("\nnothing was stored: leave out --dry-run")
+        return click.echo("\nnothing was stored" + ("" if problems else ": leave out --dry-run"))
     click.echo(f"\ntrain on it: hone train {METHODS[str(found.read.kind)]} --dataset {told['dataset_id']}")
 
 

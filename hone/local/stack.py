@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hone.local.broker import Broker
@@ -61,7 +61,8 @@ class Place:
 def start_database(supervisor: Supervisor, place: Place) -> PostgresServer:
     """Start the embedded Postgres and make the databases `hone` and `airflow`; migrations are the caller's."""
     server = start_postgres(place.data / "postgres")
-    supervisor.adopt(server.running())
+    # What `hone status` shows is the address that HONE_DATABASE_URL takes.
+    supervisor.adopt(replace(server.running(), address=server.database_url("hone")))
     server.create_database("hone")
     server.create_database("airflow")
     return server

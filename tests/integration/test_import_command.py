@@ -61,6 +61,7 @@ def test_bad_rows_stop_it_unless_they_are_to_be_skipped(run: Run, sessions: Sess
     rows = [json.dumps({"prompt": question(n), "completion": "Yes."}) for n in range(10)]
     path.write_text("\n".join([*rows[:3], "{oops", *rows[3:]]))
     assert "line 4: it is not JSON" in run("import", path, "--label", "cold", code=1).stderr
+    assert "--skip-bad" in run("import", path, "--label", "cold", "--dry-run", code=1).stderr
     assert num_datasets(sessions) == 0
     found = read(run("import", path, "--label", "cold", "--skip-bad", "--json"))
     assert (found["rows"], found["bad_rows"]) == (10, 1)

@@ -75,3 +75,17 @@ def test_a_diverged_run_ends_with_its_own_exit_code(tmp_path: Path, capsys: pyte
     make_job(tmp_path / "run", make_tiny_model(tmp_path / "base"), [row(k) for k in range(8)], **recipe)
     assert main(["run", str(tmp_path / "run" / "job.json")]) == 3
     assert "lower learning_rate" in capsys.readouterr().err
+
+
+def test_a_command_finds_the_settings_of_the_stack_that_runs_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "var" / "run").mkdir(parents=True)
+    (tmp_path / "var" / "run" / "stack.json").write_text("{}")
+    (tmp_path / "var" / "run" / "stack.env").write_text("HONE_INGEST__MAX_ROWS=-7\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("HONE_DATABASE_URL", "HONE_INGEST__MAX_ROWS"):
+        monkeypatch.setenv(name, "")  # so that it is as before at the end, whatever the command sets
+        monkeypatch.delenv(name)
+    assert main(["check", "dpo"]) == 2
+    assert "-7" in capsys.readouterr().err
