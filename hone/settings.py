@@ -106,11 +106,11 @@ class Gateway(Section):
     "Asked about every answer before it leaves; null: nobody is."
     response_hook_timeout_s: float = Field(2.0, gt=0)
     response_hook_on_failure: Literal["pass", "block"] = "block"
+    "What becomes of an answer when the hook is slow, away or answers nonsense."
     response_hook_breaker_failures: int = Field(5, ge=0)
     "After so many failures in a row the hook is not asked; 0: it always is."
     response_hook_breaker_open_s: float = Field(10.0, gt=0)
     "How long, before one answer tries it again."
-    "What becomes of an answer when the hook is slow, away or answers nonsense."
     cors_origins: tuple[str, ...] = ()
 
     @field_validator("cors_origins")

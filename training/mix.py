@@ -65,7 +65,8 @@ def mix(found: Ingredients, replay: Replay, seed: int) -> tuple[list[Row], dict[
     held-out prompt, or of a person with held-out rows, are left out. More older rows are taken where one person would
     else make up too much.
     """
-    known = {identity(row): row for row in found.rows}
+    keyed = [(identity(row), row) for row in found.rows]
+    known = dict(keyed)
     fresh, again = parted(known, found.learnt)
     is_all_learnt = not again and not found.learnt.isdisjoint(known)
     left_out: Counter[str] = Counter()
@@ -76,8 +77,7 @@ def mix(found: Ingredients, replay: Replay, seed: int) -> tuple[list[Row], dict[
     order = ranked(older, seed, OLDER)
     want_older = enough(fresh, [older[key] for key in order], want_older, want_general, found.max_user_share)
     taken, taken_general = set(order[:want_older]), ranked(general, seed, GENERAL)[:want_general]
-    rows = [row for row in found.rows if (key := identity(row)) in fresh or key in taken]
-    rows = [row if identity(row) in fresh else {**row, MIXED: OLDER} for row in rows]
+    rows = [row if key in fresh else {**row, MIXED: OLDER} for key, row in keyed if key in fresh or key in taken]
     rows += [{**row, MIXED: OLDER} for key, row in allowed[OLDER].items() if key in taken]
     rows += [{**general[key], MIXED: GENERAL} for key in taken_general]
     facts = {

@@ -147,8 +147,8 @@ def dead_letters_dismiss(
 ) -> None:
     """Let dead letters wait no more, when nothing is to be done about them.
 
-    They are kept with their messages, and may still be shown and replayed. Letters must fit all that is given: ids,
-    --topic, --refused-for.
+    They are kept with their messages, and may still be shown, and replayed if of a topic. Letters must
+    fit all that is given: ids, --topic, --refused-for.
     """
     if everything == bool(dead_letter_ids or topic or refused_for):
         raise ConfigError("say which: ids, --topic or --refused-for, or --all alone")

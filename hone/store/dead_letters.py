@@ -83,7 +83,7 @@ def dismiss_dead_letters(
 ) -> dict[tuple[str, str], int]:
     """Let the waiting letters that fit all of what is given wait no more; return their number by topic and reason.
 
-    They are kept with their bytes, and may still be shown and replayed.
+    They are kept with their bytes, and may still be shown, and replayed if of a topic.
 
     Raises:
         NotEnoughData: one of `ids` is not among them.

@@ -193,6 +193,8 @@ def test_an_answer_that_is_closed_or_cancelled_stops_the_server(cancels: bool) -
             await asyncio.wait_for(server.left.wait(), 5)
 
     run(work)
+    assert server.left.is_set()
+    assert len(server.requests) == 1
 
 
 def test_a_slow_reader_stops_the_reading_and_loses_nothing() -> None:
@@ -220,6 +222,8 @@ def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPa
             await asyncio.wait_for(server.left.wait(), 5)
 
     run(work)
+    assert server.left.is_set()
+    assert len(server.requests) == 1
 
 
 def test_nobody_there_and_a_header_of_two_lines_are_errors() -> None:

@@ -250,6 +250,7 @@ def test_a_topic_that_was_created_again_and_is_longer_than_before_stops_it(
     start: Start, log: Log, server: KafkaServer
 ) -> None:
     """Its offsets would fit: only the broker's id of the topic tells. Nothing may be skipped."""
+    log.send("f", 100)
     first = start()
     wait_for(lambda: log.num_stored() > 0, 60)
     first.process.send_signal(signal.SIGTERM)

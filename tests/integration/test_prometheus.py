@@ -55,7 +55,7 @@ def test_promtool_accepts_the_rules_and_the_configuration() -> None:
 
 
 def test_alerts_fire_and_stay_silent_where_they_must() -> None:
-    tool("promtool", "test", "rules", *TESTS)
+    assert tool("promtool", "test", "rules", *TESTS).count("SUCCESS") == len(TESTS)
 
 
 def test_amtool_accepts_the_routes_and_each_severity_has_one(require: Callable[[str, str], None]) -> None:
