@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from threading import Event
@@ -16,10 +15,10 @@ from hone.cli.output import progress
 from hone.errors import ConfigError, HoneError, InvalidEvent
 from hone.health import Pulse
 from hone.settings import Settings
-from hone.store.history import count_attempts, count_letters, give_again, letters_of
+from hone.store.history import count_attempts, count_letters, follow_name, letters_of
 from hone.store.offsets import Group
 from ingest import consumer
-from ingest.backfill import GROUP, FileSource, Tally, WholeTopic, decode_line, fingerprint, rehearse
+from ingest.backfill import GROUP, FileSource, Tally, WholeTopic, decode_line, fingerprint, partition_of, rehearse
 from ingest.batch import Decode, RawMessage, decode_native
 from ingest.breaker import Breaker, BreakerOpen
 from ingest.files import TABLES, suffix_of
@@ -77,7 +76,7 @@ class Backfill:
     def file(self, path: Path, stream: str | None, *, again: bool) -> str:
         """Store all lines of a file that are not stored yet, and say where an earlier run had read some already.
 
-        Returns the name under which the lines are known.
+        Returns the name under which its dead letters are kept.
 
         Raises:
             HoneError: the file is broken, too many lines are invalid, or it was stopped; run again, it goes on.
@@ -85,10 +84,9 @@ class Backfill:
         decode, prefix = self.decode_of(path, stream), fingerprint(path, stream)
         with self.sessions.begin() as session:
             attempt = count_attempts(session, GROUP, prefix)
-            if again and attempt:
-                give_again(session, prefix, datetime.now(UTC))
             attempt = attempt + 1 if again or not attempt else attempt
-        group = Group(GROUP, f"{prefix}#{attempt}")
+            group = Group(GROUP, f"{prefix}#{attempt}", letters=f"{prefix}#1")
+            follow_name(session, group, partition_of(path).topic)
         with bar(path.stat().st_size, path.name, in_bytes=True) as show:
             source = FileSource(path, self.halt, show)
             try:
@@ -101,12 +99,12 @@ class Backfill:
             raise HoneError(f"{path} was stopped before its end: run the same again, it goes on where it stopped")
         if (source.begun_at or 0) > 1:
             self.say_known(path, group, source)
-        return group.incarnation
+        return group.letters_name
 
     def say_known(self, path: Path, group: Group, source: FileSource) -> None:
         """Say what an earlier run has read of a file."""
         with self.sessions() as session:
-            num_refused = count_letters(session, group.incarnation)
+            num_refused = count_letters(session, group.letters_name)
         letters = f"; {plural(num_refused, 'refused line')} of this file {'is' if num_refused == 1 else 'are'} kept"
         if source.num_read:
             self.say(f"{path}: went on at line {source.begun_at}, where an earlier run was stopped")
@@ -179,10 +177,10 @@ class Backfill:
         if total.is_all_refused:
             raise HoneError(f"every line would be refused. {what_to_do(paths[0], stream)}")
 
-    def rejects(self, path: Path, incarnations: Sequence[str]) -> None:
+    def rejects(self, path: Path, names: Sequence[str]) -> None:
         """Write the refused lines, one JSON object each: file, line, reason, detail, body."""
         with self.sessions() as session, open_rejects(path) as refused:
-            for letter in chain.from_iterable(letters_of(session, incarnation) for incarnation in incarnations):
+            for letter in chain.from_iterable(letters_of(session, name) for name in names):
                 refused.add(letter.topic, letter.offset, letter.reason, letter.detail, letter.body)
         self.say_rejects(path, refused.num)
 

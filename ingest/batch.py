@@ -16,6 +16,7 @@ from hone.store.dead_letters import DeadLetter, add_dead_letters
 from hone.store.erasure import Forgotten
 from hone.store.events import Stored, mark_dirty, store_events
 from hone.store.faults import DATABASE_ERRORS, Fault, fault_of, is_taken
+from hone.store.history import renew_dead_letters
 from hone.store.offsets import Claim, Group, Partition, Step, advance
 from ingest.decode import decode
 
@@ -168,7 +169,11 @@ def store_batch(
     outcome = Outcome(refused=list(batch.bad))
     store_rows(session, batch.good, outcome, forgotten or Forgotten())
     at("copied")
-    add_dead_letters(session, [dead_letter(group, message, error) for message, error in outcome.refused])
+    letters = [dead_letter(group, message, error) for message, error in outcome.refused]
+    if group.letters is None:
+        add_dead_letters(session, letters)
+    else:
+        renew_dead_letters(session, group.letters, batch.steps, letters)
     mark_dirty(session, chain.from_iterable(part.touched for part in outcome.stored))
     return outcome
 
@@ -215,7 +220,7 @@ def first_line(error: BaseException) -> str:
 def dead_letter(group: Group, message: RawMessage, error: InvalidEvent) -> DeadLetter:
     """Return the row for a message that was refused."""
     return DeadLetter(
-        incarnation=group.incarnation,
+        incarnation=group.letters_name,
         topic=message.partition.topic,
         partition=message.partition.number,
         offset=message.offset,

@@ -1,13 +1,19 @@
-"""What a backfill knows of earlier runs over the same file."""
+"""What a backfill knows of earlier runs over the same file, and the dead letters of its lines."""
 
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from hone.store.dead_letters import WAITING
+from hone.store.dead_letters import DeadLetter
+from hone.store.offsets import Group, Partition, Step
 from hone.store.tables import ConsumerOffsetRow, DeadLetterRow
+
+COORDINATES = ("incarnation", "topic", "partition", "offset")
+REFUSED = DeadLetterRow.replayed_at.is_(None)
+"""The last reading of the line refused it, whether somebody has dismissed its letter or not."""
 
 
 def count_attempts(session: Session, group_name: str, prefix: str) -> int:
@@ -18,19 +24,57 @@ def count_attempts(session: Session, group_name: str, prefix: str) -> int:
     return session.scalar(query) or 0
 
 
-def give_again(session: Session, prefix: str, now: datetime) -> None:
-    """Note that the waiting dead letters of a file are read again: each is stored now, or refused anew."""
-    of_file = DeadLetterRow.incarnation.startswith(f"{prefix}#")
-    session.execute(update(DeadLetterRow).where(of_file, WAITING).values(replayed_at=now))
+# A row of this name already: the content was read under both names before, each from its first line.
+RENAME_OFFSETS = """
+UPDATE consumer_offset AS held SET topic = :topic
+WHERE consumer_group = :name AND incarnation = :incarnation AND topic <> :topic
+  AND NOT EXISTS (SELECT FROM consumer_offset AS other WHERE other.consumer_group = held.consumer_group
+                  AND other.incarnation = held.incarnation AND other.topic = :topic)
+"""
+RENAME_LETTERS = """
+UPDATE dead_letter AS held SET topic = :topic
+WHERE incarnation = :letters AND topic <> :topic
+  AND NOT EXISTS (SELECT FROM dead_letter AS other WHERE other.incarnation = held.incarnation
+                  AND other.topic = :topic AND other."offset" = held."offset")
+"""
 
 
-def letters_of(session: Session, incarnation: str) -> Iterator[DeadLetterRow]:
-    """Yield the dead letters of one run in the order of their lines."""
-    query = select(DeadLetterRow).where(DeadLetterRow.incarnation == incarnation).order_by(DeadLetterRow.offset)
+def follow_name(session: Session, group: Group, topic: str) -> None:
+    """Let a content that is read under another name than last time keep its place and its letters."""
+    names = {**asdict(group), "topic": topic}
+    session.execute(text(RENAME_OFFSETS), names)
+    session.execute(text(RENAME_LETTERS), names)
+
+
+def renew_dead_letters(
+    session: Session, name: str, steps: Mapping[Partition, Step], letters: Sequence[DeadLetter]
+) -> None:
+    """Bring the letters kept under `name` to what became of the lines of a batch, perhaps not for the first time.
+
+    A line that is refused again keeps its letter, with the new reason; a dismissed letter stays dismissed. The letter
+    of a line that is no longer refused counts as replayed. The caller owns the transaction.
+    """
+    refused = {letter.offset: letter for letter in letters}
+    for partition, step in steps.items():
+        read = DeadLetterRow.offset.between(step.first_offset, step.next_offset - 1)
+        of_lines = (DeadLetterRow.incarnation == name) & (DeadLetterRow.topic == partition.topic) & read
+        settled = update(DeadLetterRow).where(of_lines, REFUSED, DeadLetterRow.offset.not_in(list(refused)))
+        session.execute(settled.values(replayed_at=func.now()))
+    if not refused:
+        return
+    rows = [{field: getattr(letter, field) for field in DeadLetter.__dataclass_fields__} for letter in refused.values()]
+    statement = insert(DeadLetterRow)
+    again = {"reason": statement.excluded.reason, "detail": statement.excluded.detail, "replayed_at": None}
+    session.execute(statement.on_conflict_do_update(index_elements=COORDINATES, set_=again), rows)
+
+
+def letters_of(session: Session, name: str) -> Iterator[DeadLetterRow]:
+    """Yield the letters of a file whose lines are still refused, in the order of these, dismissed ones too."""
+    query = select(DeadLetterRow).where(DeadLetterRow.incarnation == name, REFUSED).order_by(DeadLetterRow.offset)
     yield from session.scalars(query.execution_options(yield_per=1000))
 
 
-def count_letters(session: Session, incarnation: str) -> int:
-    """Return how many lines of one run, and of those that it went on from, are dead letters."""
-    query = select(func.count()).select_from(DeadLetterRow).where(DeadLetterRow.incarnation == incarnation)
+def count_letters(session: Session, name: str) -> int:
+    """Return how many lines of a file are still refused."""
+    query = select(func.count()).select_from(DeadLetterRow).where(DeadLetterRow.incarnation == name, REFUSED)
     return session.scalar(query) or 0

@@ -40,6 +40,13 @@ class Group:
 
     name: str
     incarnation: str
+    letters: str | None = None
+    "Under which name its dead letters are kept where a log may be read again from its start; None: the incarnation."
+
+    @property
+    def letters_name(self) -> str:
+        """Return the name under which its dead letters are kept."""
+        return self.letters or self.incarnation
 
 
 # The rows are written in the order of the partitions, so that two claimants cannot deadlock. A zombie's open

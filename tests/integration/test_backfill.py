@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from hone.errors import ConfigError, HoneError, Retryable
 from hone.records import FEEDBACK_TOPIC
 from hone.settings import Settings
+from hone.store.dead_letters import dismiss_dead_letters, list_dead_letters
 from hone.store.tables import DeadLetterRow, DirtyTurnRow, FeedbackEventRow, ResponseRow
 from ingest.backfill import WholeTopic, fingerprint
 from ingest.backfill_run import Backfill
@@ -151,7 +153,52 @@ def test_after_a_corrected_mapping_again_reads_all_lines_and_settles_the_letters
     assert count(sessions, FeedbackEventRow) == 2
     with sessions() as session:
         rows = session.scalars(select(DeadLetterRow).order_by(DeadLetterRow.dead_letter_id))
-        assert [(row.offset, row.replayed_at is None) for row in rows] == [(2, False), (3, False), (3, True)]
+        assert [(row.offset, row.replayed_at is None) for row in rows] == [(2, False), (3, True)]
+
+
+def waiting(sessions: Sessions) -> list[tuple[int, int]]:
+    with sessions() as session:
+        return sorted((row.offset, row.dead_letter_id) for row in list_dead_letters(session, waiting_only=True))
+
+
+def test_a_line_that_fails_again_keeps_its_letter_and_a_dismissed_one_stays_dismissed(
+    make: Make, sessions: Sessions, tmp_path: Path, said: Said
+) -> None:
+    path = native_file(tmp_path / "old.jsonl", 60, b"{broken", b'{"kind": "applause"}')
+    make().file(path, None, again=False)
+    first = waiting(sessions)
+    make().file(path, None, again=True)
+    assert waiting(sessions) == first and [line for line, _ in first] == [5, 6]
+    with sessions.begin() as session:
+        dismiss_dead_letters(session, datetime.now(UTC), reason="not_json")
+    known_as = make().file(path, None, again=True)
+    assert waiting(sessions) == first[1:]
+    make().rejects(tmp_path / "rejects.jsonl", [known_as])
+    assert said[-1].startswith("2 refused lines written"), "a dismissed line is a refused one"
+
+
+def test_letters_wait_until_their_lines_are_read_again(make: Make, sessions: Sessions, tmp_path: Path) -> None:
+    path = native_file(tmp_path / "old.jsonl", 60, b"{broken")
+    make().file(path, None, again=False)
+    halt = Event()
+    halt.set()
+    with pytest.raises(HoneError, match="run the same again"):
+        make(halt=halt).file(path, None, again=True)
+    assert [line for line, _ in waiting(sessions)] == [5]
+
+
+def test_a_renamed_file_keeps_its_place_and_its_letters(
+    make: Make, sessions: Sessions, tmp_path: Path, said: Said
+) -> None:
+    path = native_file(tmp_path / "old.jsonl", 60, b"{broken")
+    make().file(path, None, again=False)
+    first = waiting(sessions)
+    path = path.rename(tmp_path / "new.jsonl")
+    make().file(path, None, again=False)
+    assert "nothing to do" in said[-1] and "1 refused line" in said[-1]
+    make().file(path, None, again=True)
+    assert waiting(sessions) == first
+    assert letters(sessions) == [("file:new.jsonl", 5, "not_json")]
 
 
 def test_a_dry_run_says_what_would_become_of_the_lines_and_stores_nothing(
