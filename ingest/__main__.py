@@ -192,7 +192,7 @@ def replay_dead_letters(ids: tuple[int, ...], fixed: Path | None, dry_run: bool)
 def check_streams(source: str, stream: str | None, limit: int, as_json: bool) -> None:
     """Show what would become of the first lines of a file or the newest messages of a topic; store nothing."""
     settings = load_settings()
-    book, path = open_book(settings), Path(source)
+    book, path = open_book(settings, is_trial=True), Path(source)
     if path.exists():
         samples = check.samples_of_file(path, book.file_source(stream).decode, limit)
     else:
@@ -220,7 +220,7 @@ def backfill(
         raise ConfigError("give files, or one --topic alone (`hone streams check TOPIC` is its dry run)")
     settings, stop = load_settings(), stop_on_signals()
     sessions = make_sessions(make_engine(settings.database_url, pool_size=1, program="hone-backfill"))
-    run = Backfill(settings, sessions, open_book(settings), stop, click.echo)
+    run = Backfill(settings, sessions, open_book(settings, is_trial=dry_run), stop, click.echo)
     consumer.spare_collector()
     if dry_run:
         return run.rehearsal(files, stream, rejects)
@@ -230,7 +230,7 @@ def backfill(
     done = [run.file(path, stream, again=again) for path in files]
     if rejects:
         run.rejects(rejects, done)
-    run.report(str(files[0]) if len(files) == 1 else f"{len(files)} files", tally(), stream, files[0])
+    run.report(str(files[0]) if len(files) == 1 else f"{len(files)} files", tally(), stream, files)
 
 
 if __name__ == "__main__":

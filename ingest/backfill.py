@@ -28,6 +28,7 @@ from ingest.files import History, Line, open_history
 from ingest.source import BROKER_TIMEOUT_S, Source
 
 GROUP = "hone-backfill"
+OWN_SHAPE = "hone"
 ENDLESS = 1 << 62
 """Nobody knows how many lines a file has before it is read."""
 
@@ -55,7 +56,13 @@ def fingerprint(path: Path, stream: str | None) -> str:
     """Return the name of a file's content as one stream reads it, whatever the file is called."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{stream or 'hone'}:sha256:{digest}"
+    return f"{stream or OWN_SHAPE}:sha256:{digest}"
+
+
+def stream_of(incarnation: str) -> str | None:
+    """Return the stream that read a file's line, from the name of its life; None for hone's own shape."""
+    stream = incarnation.rpartition(":sha256:")[0]
+    return None if stream == OWN_SHAPE else stream
 
 
 def partition_of(path: Path) -> Partition:

@@ -68,9 +68,7 @@ class Backfill:
         if stream is not None:
             return self.book.file_source(stream).decode
         if suffix_of(path) in TABLES:
-            raise ConfigError(
-                f"{path} is a table: name the stream that maps its columns (--stream), see docs/streams.md"
-            )
+            raise ConfigError(f"{path} is a table: name the stream that maps its columns: {self.with_stream([path])}")
         return decode_line
 
     def file(self, path: Path, stream: str | None, *, again: bool) -> str:
@@ -92,7 +90,7 @@ class Backfill:
             try:
                 self.loop(source, group, decode)
             except BreakerOpen as error:
-                raise HoneError(f"{path}: {error}. {what_to_do(path, stream)}") from None
+                raise HoneError(f"{path}: {error}. {self.what_to_do([path], stream)}") from None
             finally:
                 source.close()
         if not source.is_done:
@@ -140,15 +138,15 @@ class Backfill:
         if not source.num_read:
             self.say(f"{topic}: nothing to do, an earlier run has read all that it holds")
 
-    def report(self, what: str, found: Tally, stream: str | None, first: Path | None = None) -> None:
+    def report(self, what: str, found: Tally, stream: str | None, paths: Sequence[Path] = ()) -> None:
         """Say what became of everything.
 
         Raises:
-            HoneError: every line of the files, of which `first` is one, was refused.
+            HoneError: every line of the files was refused.
         """
         self.say(f"{what}: {found.text()}")
-        if first and found.is_all_refused:
-            raise HoneError(f"{what}: every line was refused. {what_to_do(first, stream)}")
+        if paths and found.is_all_refused:
+            raise HoneError(f"{what}: every line was refused. {self.what_to_do(paths, stream)}")
 
     def rehearsal(self, paths: Sequence[Path], stream: str | None, rejects: Path | None) -> None:
         """Say what would become of each file, and write the refused lines where `rejects` is given; store nothing.
@@ -175,7 +173,7 @@ class Backfill:
         self.say_rejects(rejects, refused.num)
         self.say("dry run: nothing was stored; which records are there already was not looked up")
         if total.is_all_refused:
-            raise HoneError(f"every line would be refused. {what_to_do(paths[0], stream)}")
+            raise HoneError(f"every line would be refused. {self.what_to_do(paths, stream)}")
 
     def rejects(self, path: Path, names: Sequence[str]) -> None:
         """Write the refused lines, one JSON object each: file, line, reason, detail, body."""
@@ -189,15 +187,22 @@ class Backfill:
         if path:
             self.say(f"{plural(num, 'refused line')} written to {path}")
 
-
-def what_to_do(path: Path, stream: str | None) -> str:
-    """Return the remedy for lines that are refused."""
-    if stream is None:
-        return (
-            "Without --stream the lines are read as hone's own records; for another shape name the stream that maps "
-            "them (`--mapping FILE --stream NAME`, see docs/streams.md)"
+    def what_to_do(self, paths: Sequence[Path], stream: str | None) -> str:
+        """Return the remedy for lines that are refused, with commands that can be typed as they are."""
+        if stream is None:
+            return (
+                "Without --stream the lines are read as hone's own records; for another shape name the stream that "
+                f"maps them: {self.with_stream(paths)}"
+            )
+        look, again = (
+            self.book.command("backfill", *paths, "--stream", stream, word) for word in ("--dry-run", "--again")
         )
-    return f"See why with `hone streams check {path} --stream {stream}`, correct the mapping, and run with --again"
+        return f"See why with `{look}`, correct the mapping, then `{again}`"
+
+    def with_stream(self, paths: Sequence[Path]) -> str:
+        """Return the command that reads files through a stream."""
+        command = self.book.command("backfill", *paths, "--stream", next(iter(self.book.for_files), "NAME"))
+        return f"`{command}{'' if self.book.path else ' --mapping FILE'}` (docs/streams.md)"
 
 
 def plural(number: int, noun: str) -> str:

@@ -14,6 +14,7 @@ from hone.records import FEEDBACK_TOPIC, RESPONSES_TOPIC, Feedback, Response
 from hone.store.dead_letters import get_dead_letter, mark_replayed
 from hone.store.offsets import Partition
 from hone.store.tables import DeadLetterRow
+from ingest.backfill import stream_of
 from ingest.batch import RawMessage
 from ingest.decode import decode
 from ingest.publish import Outgoing, Publisher
@@ -71,7 +72,7 @@ def outgoing(book: Book, letter: DeadLetterRow, body: bytes | None, *, is_fixed:
     source = book.by_topic.get(letter.topic)
     try:
         if source is None:
-            require_native(letter)
+            require_native(letter, book)
             decode(letter.topic, body)
             return [Outgoing(letter.topic, letter.key, body, headers)]
         # Kafka's own time of the message is not kept: that of its refusal is the nearest.
@@ -79,23 +80,31 @@ def outgoing(book: Book, letter: DeadLetterRow, body: bytes | None, *, is_fixed:
         message = RawMessage(Partition(letter.topic, letter.partition), letter.offset, letter.key, body, at_ms)
         records = replace(source, read=read_json).decode(message) if is_fixed else source.decode(message)
     except InvalidEvent as error:
+        number = str(letter.dead_letter_id)
+        again = ("dead-letters", "replay", number)
+        mapping = f"; or correct the mapping, then `{book.command(*again)}`" if source else ""
         raise HoneError(
-            f"dead letter {letter.dead_letter_id} would become one again ({error}): repair it and give --fixed FILE"
-            + (", or correct the mapping" if source else "")
+            f"dead letter {number} would become one again ({error}): `hone dead-letters show {number} --body > FILE`, "
+            f"repair FILE, then `{book.command(*again, '--fixed', 'FILE')}`{mapping}"
         ) from None
     return [native(record, headers) for record in records]
 
 
-def require_native(letter: DeadLetterRow) -> None:
+def require_native(letter: DeadLetterRow, book: Book) -> None:
     """Refuse a message that no mapping reads any more. Raises ConfigError."""
     if letter.topic.startswith("file:"):
-        number = letter.dead_letter_id
+        name, stream = letter.topic.removeprefix("file:"), stream_of(letter.incarnation)
+        mapping = ["--stream", stream, *([] if book.path else ["--mapping", "FILE"])] if stream else []
+        command = book.command("backfill", name, *mapping, "--again")
         raise ConfigError(
-            f"dead letter {number} is of a file and cannot be sent back: correct the file, or its mapping, and read it "
-            "with 'hone backfill FILE --again'"
+            f"dead letter {letter.dead_letter_id} is of a file and cannot be sent back: correct the file"
+            f"{', or its mapping,' if stream else ''} and read it: `{command}`"
         )
     if letter.topic not in NATIVE_TOPICS:
-        raise ConfigError(f"no stream reads {letter.topic}: set ingest.streams to the file that maps it")
+        raise ConfigError(
+            f"no stream reads {letter.topic}: map it in {book.path or 'a file'} (docs/streams.md), and give --mapping "
+            f"{book.path or 'FILE'}"
+        )
 
 
 def native(record: Response | Feedback, headers: dict[str, str]) -> Outgoing:

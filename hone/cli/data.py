@@ -19,7 +19,7 @@ from hone.cli.context import (
 from hone.cli.import_file import import_file
 from hone.cli.output import facts, show_json, table
 from hone.cli.replay import replay
-from hone.cli.streams import backfill, streams
+from hone.cli.streams import backfill, mapping_option, streams, use
 from hone.errors import ConfigError
 from hone.ids import user_id
 from hone.settings import Settings
@@ -89,11 +89,14 @@ def dead_letters_list(id_only: bool, reason: str | None, waiting: bool, limit: i
 
 @dead_letters.command(name="show")
 @click.argument("dead_letter_id", type=int)
+@click.option("--body", "only_body", is_flag=True, help="Only the message, byte for byte, to repair it in a file.")
 @json_option
-def dead_letters_show(dead_letter_id: int, as_json: bool) -> None:
+def dead_letters_show(dead_letter_id: int, only_body: bool, as_json: bool) -> None:
     """Show one dead letter with its message."""
     with transaction(current_settings()) as session:
         letter = get_dead_letter(session, dead_letter_id)
+    if only_body:
+        return click.echo(letter.body or b"", nl=False)
     names = LETTER
     found = {name: getattr(letter, name) for name in names}
     body = (letter.body or b"").decode("utf-8", "backslashreplace")
@@ -115,12 +118,16 @@ def pretty(body: str) -> str:
 @dead_letters.command(name="replay")
 @click.argument("dead_letter_ids", type=int, nargs=-1, required=True)
 @click.option("--fixed", type=file_argument, help="File with the repaired message, for one id.")
+@mapping_option
 @click.option("--dry-run", is_flag=True, help="Only show what would be sent.")
-def dead_letters_replay(dead_letter_ids: tuple[int, ...], fixed: Path | None, dry_run: bool) -> None:
+def dead_letters_replay(
+    dead_letter_ids: tuple[int, ...], fixed: Path | None, mapping: str | None, dry_run: bool
+) -> None:
     """Send dead letters back to their topic, as they are or repaired; needs the checkout.
 
     A message that ingest would refuse again is not sent. Sending one twice stores it once.
     """
+    use(mapping)
     words = [word for number in dead_letter_ids for word in ("--id", str(number))]
     words += ["--fixed", str(fixed)] if fixed else []
     run_program("ingest", "replay-dead-letters", *words, *(["--dry-run"] if dry_run else []))

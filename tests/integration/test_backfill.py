@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,11 +21,12 @@ from hone.records import FEEDBACK_TOPIC
 from hone.settings import Settings
 from hone.store.dead_letters import dismiss_dead_letters, list_dead_letters
 from hone.store.tables import DeadLetterRow, DirtyTurnRow, FeedbackEventRow, ResponseRow
-from ingest.backfill import WholeTopic, fingerprint
+from ingest.backfill import Tally, WholeTopic, fingerprint
 from ingest.backfill_run import Backfill
 from ingest.batch import decode_native
 from ingest.streams.book import Book
 from ingest.streams.check import samples_of_topic
+from tests.support.cli import make_run
 from tests.support.events import encode, feedback, response, uid
 from tests.support.ingest_process import ROOT, count, wait_for
 from tests.support.streams import book, feedback_stream
@@ -247,6 +250,26 @@ def test_a_file_of_another_shape_ends_with_an_error_that_names_the_way(store_url
     path.write_text('{"vote": "up"}\n' * 1500)
     run = run_command(store_url, str(path))
     assert (run.returncode, "--stream NAME" in run.stderr) == (1, True), "also where the breaker opened"
+
+
+def test_the_remedy_of_refused_lines_is_the_command_that_reads_them_again(
+    make: Make, store_url: str, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HONE_INGEST__STREAMS", "")  # --mapping sets it: here it is unset again in the end
+    path, mapping = tmp_path / "old votes.jsonl", tmp_path / "streams.toml"
+    path.write_text(f'{{"on": "{uid("a")}", "at": "2026-01-05T12:00:00Z", "vote": "great"}}\n')
+    mappings = feedback_stream('value = { path = "vote", map = { good = 1 } }')
+    mapping.write_text(mappings)
+    backfill = make(book(mappings, path=mapping))
+    backfill.file(path, "s", again=False)
+    with pytest.raises(HoneError, match="every line was refused") as caught:
+        backfill.report(str(path), Tally({}, 0, {"unmapped": 1}, 0), "s", [path])
+    look, again = re.findall("`([^`]+)`", str(caught.value))
+    assert look == f"hone backfill '{path}' --stream s --dry-run --mapping {mapping}"
+    mapping.write_text(mappings.replace("good", "great"))
+    run = make_run(store_url, monkeypatch, tmp_path)
+    run(*shlex.split(again)[1:])
+    assert (count(sessions, FeedbackEventRow), waiting(sessions)) == (1, [])
 
 
 def test_a_database_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> None:

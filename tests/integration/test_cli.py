@@ -1,6 +1,8 @@
 """The command line on a real Postgres: what each command shows, changes, refuses and leaves in the audit log."""
 
 import json
+import re
+import shlex
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from tests.support.cli import Run, Sessions, audit, make_run, read
 from tests.support.events import encode, feedback, response, uid
 from tests.support.gateway import IDENTITY_KEY, TOKEN_KEYS
 from tests.support.rollouts import add_models, enter_canary, start_rollout
+from tests.support.streams import feedback_stream
 from tests.support.training import row, write_rows
 
 
@@ -153,6 +156,35 @@ def test_a_dead_letter_is_sent_back_by_the_program_of_the_checkout(
     run("dead-letters", "replay", number + 1, "--dry-run", code=1)
     error = capfd.readouterr().err
     assert error.startswith(f"hone: no dead letter {number + 1}") and error.count("\n") == 1, "as other commands do"
+
+
+def test_a_dead_letter_of_another_shape_is_replayed_by_the_commands_that_its_errors_name(
+    run: Run,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HONE_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    monkeypatch.setenv("HONE_INGEST__STREAMS", "")  # --mapping sets it: here it is unset again in the end
+    monkeypatch.delenv("HONE_INGEST__STREAMS")
+    mapping = tmp_path / "streams of acme.toml"
+    mapping.write_text(feedback_stream('value = { path = "vote", map = { good = 1 } }'))
+    body = f'{{"on": "{uid("a")}", "at": "2026-01-05T12:00:00Z", "vote": "great"}}'.encode()
+    letter = DeadLetter(
+        incarnation="i", topic="t", partition=0, offset=1, key=None, body=body, reason="unmapped", detail="y"
+    )
+    with sessions.begin() as session:
+        add_dead_letters(session, [letter])
+    (number,) = (row["dead_letter_id"] for row in read(run("dead-letters", "list", "--json"))["newest"])
+    run("dead-letters", "replay", number, "--mapping", mapping, "--dry-run", code=1)
+    show, repaired, again = re.findall("`([^`]+)`", capfd.readouterr().err)
+    assert show == f"hone dead-letters show {number} --body > FILE"
+    assert run(*shlex.split(show)[1:-2]).stdout_bytes == body
+    assert repaired == f"hone dead-letters replay {number} --fixed FILE --mapping '{mapping}'"
+    mapping.write_text(feedback_stream('value = { path = "vote", map = { great = 1 } }'))
+    run(*shlex.split(again)[1:], "--dry-run")
+    assert capfd.readouterr().out.count("dry run: nothing was sent") == 1
 
 
 def test_a_file_of_pairs_becomes_one_dataset_without_what_is_not_permissive(

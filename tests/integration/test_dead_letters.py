@@ -141,8 +141,19 @@ def test_a_message_of_another_shape_is_mapped_again_and_its_record_goes_to_hones
 
 def test_a_message_that_no_mapping_reads_any_more_is_named(sessions: Sessions, broker: str) -> None:
     (number,) = add(sessions, replace(letter(), topic="t"))
-    with pytest.raises(ConfigError, match="no stream reads t"):
+    with pytest.raises(ConfigError, match=r"no stream reads t: .*give --mapping FILE"):
         run(sessions, broker, number)
+
+
+@pytest.mark.parametrize(("life", "more"), [("hone", ""), ("votes", " --stream votes --mapping FILE")])
+def test_a_letter_of_a_file_names_the_command_that_reads_it_again(
+    sessions: Sessions, broker: str, life: str, more: str
+) -> None:
+    of_file = replace(letter(), topic="file:old votes.jsonl", incarnation=f"{life}:sha256:00#1")
+    (number,) = add(sessions, of_file)
+    with pytest.raises(ConfigError) as caught:
+        run(sessions, broker, number)
+    assert f"`hone backfill 'old votes.jsonl'{more} --again`" in str(caught.value)
 
 
 def test_a_missing_letter_and_a_missing_file_are_named(sessions: Sessions, broker: str, tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def streams_of(toml: str) -> dict[str, Stream]:
     return {name: settled(stream, Path()) for name, stream in found.items()}
 
 
-def book(toml: str, registry: Any = None) -> Book:
-    return Book(streams_of(toml), Secrets(KEY, RING), registry)
+def book(toml: str, registry: Any = None, path: Path | None = None) -> Book:
+    return Book(streams_of(toml), Secrets(KEY, RING), registry, path)
 
 
 def feedback_stream(fields: str = "", more: str = "") -> str:

@@ -218,6 +218,21 @@ def test_streams_need_the_gateways_key(tmp_path: Path) -> None:
         open_book(Settings(ingest={"streams": EXAMPLE}))  # type: ignore[arg-type]
 
 
+def test_a_trial_draws_a_key_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    found = open_book(Settings(ingest={"streams": EXAMPLE}), is_trial=True)  # type: ignore[arg-type]
+    assert found.decode(message(RATING))
+    assert "HONE_IDENTITY_KEY is not set" in caplog.text
+    with pytest.raises(ConfigError, match="no such key"):
+        open_book(Settings(identity_key="short", ingest={"streams": EXAMPLE}), is_trial=True)  # type: ignore[arg-type]
+
+
+def test_a_trial_of_ids_that_are_verified_says_whose_keys_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "streams.toml"
+    path.write_text(feedback_stream('response_id = { path = "on", token = true }'))
+    with pytest.raises(ConfigError, match=r"stream s verifies .* HONE_TOKEN_KEYS is not set"):
+        open_book(Settings(ingest={"streams": path}), is_trial=True)  # type: ignore[arg-type]
+
+
 def test_hones_own_topics_cannot_be_mapped(tmp_path: Path) -> None:
     path = tmp_path / "streams.toml"
     path.write_text(feedback_stream().replace('topic = "t"', f'topic = "{FEEDBACK_TOPIC}"'))
