@@ -41,25 +41,31 @@ def _missing_path(path: Path) -> str | None:
     return None if path.exists() else f"{path} is missing"
 
 
-NEEDS: dict[str, Callable[[], str | None]] = {
-    "kafka": cache(lambda: kafka.obstacle(KAFKA_LIBS)),
-    "airflow": cache(lambda: None if find_spec("airflow") else "apache-airflow is not installed"),
-    "prometheus": cache(lambda: _missing_programs("prometheus", "promtool")),
-    "browser": cache(lambda: _missing_programs("chromium", "chromedriver")),
-    "node": cache(lambda: _missing_programs("node")),
-    "shared": cache(lambda: _missing_path(ROOT.parent / "shared" / "data")),
-    "ray": cache(lambda: _missing_path(ROOT / ".venv-ray")),
-    "trackers": cache(lambda: _missing_path(ROOT / ".venv-trackers")),
-    "seldon": cache(lambda: _missing_path(ROOT / ".venv-seldon") or _missing_path(ROOT / ".venv-mlserver")),
+NEEDS: dict[str, tuple[Callable[[], str | None], str]] = {
+    "kafka": (cache(lambda: kafka.obstacle(KAFKA_LIBS)), "Debian: apt-get install openjdk-17-jre-headless maven"),
+    "airflow": (cache(lambda: None if find_spec("airflow") else "apache-airflow is not installed"), "make setup"),
+    "prometheus": (cache(lambda: _missing_programs("prometheus", "promtool")), "Debian: apt-get install prometheus"),
+    "browser": (
+        cache(lambda: _missing_programs("chromium", "chromedriver")),
+        "Debian: apt-get install chromium chromium-driver",
+    ),
+    "node": (cache(lambda: _missing_programs("node")), "install node 20 or newer"),
+    "shared": (cache(lambda: _missing_path(ROOT.parent / "shared" / "data")), "put the data pack beside the checkout"),
+    "ray": (cache(lambda: _missing_path(ROOT / ".venv-ray")), "sh deploy/ray.sh"),
+    "trackers": (cache(lambda: _missing_path(ROOT / ".venv-trackers")), "sh deploy/trackers.sh"),
+    "seldon": (
+        cache(lambda: _missing_path(ROOT / ".venv-seldon") or _missing_path(ROOT / ".venv-mlserver")),
+        "make seldon",
+    ),
 }
-"""Marker -> why a test that carries it cannot run here, or None."""
+"""Marker -> why a test that carries it cannot run here, or None; and what brings it."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name, obstacle in NEEDS.items():
+    for name, (obstacle, remedy) in NEEDS.items():
         if item.get_closest_marker(name) and (reason := obstacle()):
-            _skip_or_fail(name, reason)
+            _skip_or_fail(name, f"{reason} ({remedy})")
 
 
 def _skip_or_fail(name: str, reason: str) -> None:

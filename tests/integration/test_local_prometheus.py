@@ -26,7 +26,7 @@ def test_prometheus_watches_every_program_of_the_stack_and_alerts_go_to_the_aler
     tmp_path: Path, store_url: str, require: Callable[[str, str], None]
 ) -> None:
     if not find_alertmanager():
-        require("prometheus", "Alertmanager is not on the path")
+        require("prometheus", "not on the path: alertmanager (Debian: apt-get install prometheus-alertmanager)")
     place = Place(root=ROOT, data=tmp_path / "up", libs=tmp_path, ports=Ports.free())
     ports = WatchPorts(*free_ports(3))
     expected = {name: getattr(place.ports, name) for name in ("gateway", "runtime", "ingest", "pairs", "controller")}

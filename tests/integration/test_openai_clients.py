@@ -107,7 +107,7 @@ def test_problems_are_the_clients_own_errors(client: openai.OpenAI, served: Serv
 def js_client() -> str | None:
     """Return why the JavaScript client cannot run, having installed it if it may."""
     if not (shutil.which("node") and shutil.which("npm")):
-        return "node and npm are not on the path"
+        return "not on the path: node and npm (install node 20 or newer)"
     if not (JS_CLIENT / "node_modules" / "openai").exists():
         JS_CLIENT.mkdir(parents=True, exist_ok=True)
         words = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(JS_CLIENT), "openai"]

@@ -60,7 +60,7 @@ def test_alerts_fire_and_stay_silent_where_they_must() -> None:
 
 def test_amtool_accepts_the_routes_and_each_severity_has_one(require: Callable[[str, str], None]) -> None:
     if not shutil.which("amtool"):
-        require("prometheus", "amtool is not on the path")
+        require("prometheus", "not on the path: amtool (Debian: apt-get install prometheus-alertmanager)")
     config = "monitoring/alertmanager/alertmanager.yml"
     tool("amtool", "check-config", config)
     found = [tool("amtool", "config", "routes", "test", f"--config.file={config}", f"severity={s}") for s in SEVERITIES]

@@ -43,7 +43,7 @@ def test_keda_scales_the_deployment_of_ingest_on_the_group_that_ingest_reads_wit
 
 def test_the_overlay_with_keda_renders_and_leaves_the_number_of_replicas_to_it() -> None:
     if not shutil.which("kubectl"):
-        pytest.skip("kubectl, which renders it, is not here")
+        pytest.skip("not on the path: kubectl (https://kubernetes.io/docs/tasks/tools)")
     shown = subprocess.run(["kubectl", "kustomize", str(KEDA)], capture_output=True, text=True, check=True).stdout
     objects = {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(shown)}
     assert "replicas" not in objects["Deployment", "ingest"]["spec"]

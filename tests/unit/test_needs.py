@@ -16,6 +16,10 @@ import pytest
 def test_marked():
     raise AssertionError("must not run")
 
+@pytest.mark.seldon
+def test_environment():
+    raise AssertionError("must not run")
+
 def test_asks(require):
     require("airflow", "no Airflow at hand")
 """
@@ -23,7 +27,7 @@ def test_asks(require):
 
 @pytest.mark.parametrize(
     ("required", "num_skipped", "failing"),
-    [("", 2, []), ("kafka", 1, ["kafka"]), ("airflow, kafka", 0, ["airflow", "kafka"])],
+    [("", 3, []), ("kafka", 2, ["kafka"]), ("airflow, kafka", 1, ["airflow", "kafka"])],
 )
 def test_what_is_required_fails_instead_of_skipping(
     tmp_path: Path, required: str, num_skipped: int, failing: list[str]
@@ -40,4 +44,5 @@ def test_what_is_required_fails_instead_of_skipping(
     assert "must not run" not in result.stdout
     assert result.stdout.count("SKIPPED") == num_skipped
     assert sorted(set(re.findall(r"^HONE_REQUIRE names (\w+), but ", result.stdout, re.M))) == failing
-    assert "Kafka needs Java 17 or newer, found none" in result.stdout
+    assert "Kafka needs Java 17 or newer, found none (Debian: apt-get install openjdk-17-jre-headless" in result.stdout
+    assert ".venv-seldon is missing (make seldon)" in result.stdout
