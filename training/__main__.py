@@ -1,10 +1,11 @@
-"""`python -m training run SPEC`: exit code 0 done, 2 wrong spec or data, 3 the run itself failed, 1 a bug."""
+"""`python -m training run SPEC`: exit code 0 done, 2 wrong input, 3 the run itself failed, 1 a bug."""
 
 import argparse
 import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -12,18 +13,22 @@ from typing import Any, cast, get_args
 import click
 
 from hone.cli.context import current_settings
-from hone.errors import ConfigError, HoneError, NotEnoughData
+from hone.errors import ConfigError, Conflict, HoneError, NotEnoughData
 from hone.overrides import read_overrides
 from training.jobs import check_complete, spec_of
 from training.spec import Method, RunSpec, load_job, load_spec, needs_bitsandbytes
 from training.stages import split_stages
 
+WRONG_INPUT = (ConfigError, NotEnoughData, Conflict)
+"""A spec or a setting, the rows, or a name that the database does not know."""
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+PEFT_ASKS = "`is_gradient_checkpointing` is deprecated"
+"""Peft 0.21 reads an attribute under its old name, which nobody who trains can change."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,11 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     set_logging(options)
     # Read when torch and the hub's client are imported, which happens below.
     os.environ.update({**QUIET, **{key: value for key, value in os.environ.items() if key in QUIET}})
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar in a log is noise
+    warnings.filterwarnings("ignore", PEFT_ASKS, FutureWarning, r"transformers\.modeling_utils")
     try:
         {"check": check, "recipe": recipe, "run": run, "sweep": sweep}[options.command](options)
     except HoneError as error:
         click.secho(f"hone: {error}", fg="red", err=True)
-        return 2 if isinstance(error, ConfigError | NotEnoughData) else 3
+        return 2 if isinstance(error, WRONG_INPUT) else 3
     return 0
 
 

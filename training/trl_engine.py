@@ -38,7 +38,7 @@ Figures = Callable[[Mapping[str, float]], dict[str, float]]
 def arguments(task: Task) -> dict[str, Any]:
     """Return the spec in the words of transformers' `TrainingArguments`.
 
-    TRL's defaults of bf16 and gradient checkpointing cost a CPU a factor of 3, and its filter hides losses that are no
+    TRL's defaults of bf16 and recomputed activations cost a CPU a factor of 3, and its filter hides losses that are no
     numbers: all are set here.
     """
     spec = task.spec
@@ -53,7 +53,7 @@ def arguments(task: Task) -> dict[str, Any]:
         "num_train_epochs": spec.epochs,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": accumulated,
-        "gradient_checkpointing": spec.gradient_checkpointing,
+        "activation_checkpointing": spec.gradient_checkpointing,
         "max_grad_norm": spec.max_grad_norm,
         "bf16": spec.precision == "bf16",
         "seed": spec.seed,

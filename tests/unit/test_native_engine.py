@@ -86,6 +86,7 @@ def test_the_rejected_answer_sees_the_prompt_and_itself_only() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_flex_attention_with_the_block_mask_equals_attention_with_the_dense_one() -> None:
     """What a GPU runs, uncompiled on the CPU."""
     from torch.nn.attention.flex_attention import flex_attention

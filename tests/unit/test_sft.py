@@ -1,11 +1,13 @@
 """What SFT learns from: answer tokens, the end token last, and in packed rows nobody else's conversation."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from trl import SFTConfig
 
 from hone.errors import ConfigError, ProgramFailed
 from tests.support.training import make_task, row
@@ -66,8 +68,17 @@ def test_rows_are_kept_in_proportion_to_their_weight() -> None:
 
 def test_what_trl_sets_wrongly_for_a_cpu_is_set(tiny_base: Path, tmp_path: Path) -> None:
     found = arguments(task(tiny_base, tmp_path, micro_batch_size=2, batch_size=8))
-    assert (found["bf16"], found["gradient_checkpointing"], found["report_to"]) == (False, False, "none")
+    assert (found["bf16"], found["activation_checkpointing"], found["report_to"]) == (False, False, "none")
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (2, 4)
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_no_name_is_used_that_transformers_gives_up(tiny_base: Path, tmp_path: Path, is_on: bool) -> None:
+    given = arguments(task(tiny_base, tmp_path, gradient_checkpointing=is_on))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        config = SFTConfig(**given)
+    assert (config.activation_checkpointing, config.gradient_checkpointing) == (is_on, is_on)
 
 
 class State:
