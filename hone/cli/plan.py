@@ -9,7 +9,7 @@ from rich.console import Console
 from hone.cli.context import current_settings, json_option, transaction
 from hone.cli.output import show_json
 from hone.cli.plan_view import plan_facts, show_plan
-from hone.errors import ConfigError
+from hone.errors import ConfigError, NotEnoughData, Retryable
 from hone.plan.decide import Override, Question, make_plan
 from hone.plan.facts import Goal, Hardware, Labels, Lengths, Shape, read_shape, this_machine
 from hone.plan.fit import SEQUENCES
@@ -111,14 +111,26 @@ def is_told(options: dict[str, Any]) -> bool:
 
 
 def stored_facts(*, needs_model: bool) -> dict[str, Any]:
-    """Return labels, mean lengths and the stable model's directory. Raises HoneError where no database answers."""
+    """Return labels, mean lengths and the stable model's directory.
+
+    Raises:
+        ConfigError: no model is stable, and none was named.
+        Retryable: the database does not answer.
+    """
     settings = current_settings()
-    with transaction(settings) as session:
-        return {
-            "labels": count_labels(session, settings.trigger.max_generations),
-            "lengths": mean_tokens(session),
-            "model": stable_model(session).directory if needs_model else None,
-        }
+    try:
+        with transaction(settings) as session:
+            return {
+                "labels": count_labels(session, settings.trigger.max_generations),
+                "lengths": mean_tokens(session),
+                "model": stable_model(session).directory if needs_model else None,
+            }
+    except NotEnoughData:
+        raise ConfigError(
+            "no model is stable yet: name a size or a directory, as in `hone plan --model 8b --gpus 1`"
+        ) from None
+    except Retryable as error:
+        raise Retryable(f"{error}; without one: `hone plan --model 8b --gpus 1 --pairs 5000`") from None
 
 
 def shape_named(name: str, tables: Tables) -> Shape:

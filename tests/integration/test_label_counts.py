@@ -65,8 +65,12 @@ def test_the_command_counts_the_feedback_and_takes_the_stable_model(
             add_pair(session, turn)
         add_answer(session, "long", 9, "x" * 4000)
         assert mean_tokens(session)["answer"] > 100  # type: ignore[index]
+    run = make_run(store_url, monkeypatch, tmp_path)
+    assert "no model is stable yet: name a size or a directory" in run("plan", code=1).stderr
+    assert read(run("plan", "--model", "8b", "--gpus", "1", "--json"))["labels"]["pairs"] == 4
+    with sessions.begin() as session:
         set_alias(session, STABLE, import_model(session, make_tiny_model(tmp_path / "model")), expected_generation=None)
-    found = read(make_run(store_url, monkeypatch, tmp_path)("plan", "--json"))
+    found = read(run("plan", "--json"))
     assert found["labels"]["pairs"] == 4
     assert found["stages"][0]["method"] == "dpo"
     assert found["stages"][0]["below_minimum"]

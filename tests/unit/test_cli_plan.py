@@ -44,6 +44,18 @@ def test_what_does_not_fit_ends_with_code_1_and_says_what_would() -> None:
     assert "such GPUs would do" in result.output
 
 
+@pytest.mark.parametrize("words", [(), ("--model", "8b"), ("--pairs", "100")], ids=["bare", "no labels", "no model"])
+def test_without_a_database_it_says_in_one_line_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("HONE_DATABASE_URL", "postgresql+psycopg2://nobody@127.0.0.1:1/nothing")
+    result = plan(*words)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "without one: `hone plan --model 8b --gpus 1 --pairs 5000`" in line
+    assert plan("--model", "8b", "--gpus", "1", "--pairs", "5000").exit_code == 0, "what it says to type"
+
+
 def test_a_model_directory_gives_its_shape(tmp_path: Path) -> None:
     shape = {
         "hidden_size": 64,
