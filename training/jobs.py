@@ -22,6 +22,11 @@ from training.spec import KINDS, TABLES, Job, Method, RunSpec, load_spec
 
 logger = logging.getLogger(__name__)
 
+NOBODY_JUDGES = (
+    "the model will be trained and then held back: the gates judge it by held-out pairs of what people said in the app "
+    "(imported rows are only learnt from), and of those %s"
+)
+
 
 def spec_path(settings: Settings, method: Method) -> Path:
     """Return the file of a method: the configured one if it is that method's, else METHOD.toml beside it."""
@@ -50,6 +55,16 @@ def check_complete(spec: RunSpec) -> None:
 def needs_database(spec: RunSpec) -> bool:
     """Say whether base or rows must be looked up."""
     return not all(place and Path(place).is_dir() for place in (spec.base, spec.dataset))
+
+
+def is_stored(spec: RunSpec) -> bool:
+    """Say whether the dataset is one of the database, so that the run gets a row there."""
+    return spec.dataset is not None and not Path(spec.dataset).is_dir()
+
+
+def is_judged(spec: RunSpec) -> bool:
+    """Say whether gates judge what a run makes: a policy from stored rows, which is registered with their verdicts."""
+    return is_stored(spec) and spec.method != "reward_model"
 
 
 def make_job(session: Session | None, settings: Settings, spec: RunSpec) -> Job:
@@ -145,7 +160,7 @@ def evaluation_data(
     """
     if session is None or spec.dataset is None:
         return None
-    if not Path(spec.dataset).is_dir():
+    if is_stored(spec):
         row = get_dataset(session, spec.dataset)
         if row.source == FEEDBACK and row.kind == "pairs" and not is_mixed:
             return directory / "data"
@@ -157,7 +172,8 @@ def evaluation_data(
     try:
         judging = freeze_feedback(session, watermark=None, policy=freeze_policy(settings))
     except NotEnoughData as error:
-        logger.warning("nobody's pairs can judge this run, its gates will be inconclusive: %s", error)
+        if is_judged(spec):
+            logger.warning(NOBODY_JUDGES, error)
         return None
     write_dataset(session, judging, directory / "evaluation")
     return directory / "evaluation"

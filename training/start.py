@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -15,8 +14,10 @@ from hone.errors import HoneError
 from hone.plan.decide import minimum_of
 from hone.plan.tables import load_tables
 from hone.settings import Settings
+from hone.store.evaluations import list_evaluations
+from hone.store.models import get_model
 from hone.store.runs import fail_run, finish_run, start_run
-from training.jobs import make_job, needs_database
+from training.jobs import is_judged, is_stored, make_job, needs_database
 from training.launch.start import launch, plan_start
 from training.pairs import Row, read_rows
 from training.retrain import judge, read_report, transaction, utc_now
@@ -48,14 +49,23 @@ def run_spec(settings: Settings, spec: RunSpec) -> dict[str, Any]:
     if is_kept:
         with transaction(settings) as session:
             finish_run(session, job.run_id, report["training"], utc_now())
-        if spec.method != "reward_model":
-            judge(settings, job.run_id)
     return {
         "run_id": job.run_id,
         "model_version": report.get("model_version"),
         "directory": str(job.directory),
         "training": report["training"],
+        "verdict": verdict_of(settings, judge(settings, job.run_id)) if is_judged(spec) else None,
     }
+
+
+def verdict_of(settings: Settings, model_version: str) -> dict[str, Any]:
+    """Return the status of a version, and what each gate said of it."""
+    with transaction(settings) as session:
+        gates = list_evaluations(session, model_version)
+        return {
+            "status": get_model(session, model_version).status,
+            "gates": [{"gate": g.gate, "verdict": g.verdict.value, "reason": g.reason} for g in gates],
+        }
 
 
 def train_where_told(job: Job) -> None:
@@ -89,6 +99,7 @@ def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
         "rows": {split: len(members) for split, members in rows.items()},
         "labels": labels_of_run(spec, rows["train"], found["num_usable"]),
         "replay": job.replay,
+        "judging": judging(job),
         **starts(job),
         **found,
         "spec": json.loads(spec.model_dump_json()),
@@ -110,6 +121,19 @@ def labels_of_run(spec: RunSpec, rows: Sequence[Row], usable: int) -> dict[str, 
     }
 
 
+def judging(job: Job) -> dict[str, int] | None:
+    """Return how many held-out pairs of people will judge the model, and how many the gates need; None: no gate will.
+
+    Raises:
+        ConfigError: the operator's checks, which it is asked beside them, cannot be read.
+    """
+    from training.evaluate import read_exam
+
+    if not is_judged(job.spec):
+        return None
+    return {"num_pairs": len(read_exam(job).held_out), "needed": job.spec.thresholds.min_test_pairs}
+
+
 def kind_of(row: Row) -> str:
     """Return what a row is, in words."""
     if "chosen" in row:
@@ -125,11 +149,6 @@ def starts(job: Job) -> dict[str, Any]:
         return {}
     start = plan_start(job, has_gpu=job.spec.precision == "bf16")
     return {"command": start.command, "files": {str(path): text for path, text in start.files.items()}}
-
-
-def is_stored(spec: RunSpec) -> bool:
-    """Say whether the dataset is one of the database, so that the run gets a row there."""
-    return spec.dataset is not None and not Path(spec.dataset).is_dir()
 
 
 def begin(session: Session, job: Job) -> None:

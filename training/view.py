@@ -1,12 +1,19 @@
 """Shows a run to people: what it would do, and what came of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from hone.cli.output import duration, facts
 from hone.cli.plan_view import gigabytes
+
+STATUS_TEXTS = {
+    "passed": "passed every gate: a rollout may show it to people",
+    "rejected": "is rejected by its gates: it gets no traffic",
+    "overridden": "did not pass its gates, and was let through by an override",
+}
+SHOWN_GATES = 3
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
@@ -21,6 +28,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
             "trains": trained_text(spec),
             "steps": steps_text(plan),
             **estimate_facts(plan["estimate"]),
+            "judged_by": judging_text(plan["judging"]),
             "writes": plan["directory"],
             **({"starts": " ".join(plan["command"])} if "command" in plan else {}),
         }
@@ -86,8 +94,16 @@ def estimate_facts(estimate: Mapping[str, Any] | None) -> dict[str, str]:
     }
 
 
+def judging_text(judging: Mapping[str, int] | None) -> str:
+    """Return who will judge the model, beside how many the gates need."""
+    if judging is None:
+        return "no gate: a reward model, or rows of a directory, so nothing is registered"
+    enough = "" if judging["num_pairs"] >= judging["needed"] else ": too few, it will be held back"
+    return f"{judging['num_pairs']:,} held-out pairs of people, gates need {judging['needed']:,}{enough}"
+
+
 def show_result(found: Mapping[str, Any]) -> None:
-    """Print what came of a run."""
+    """Print what came of a run, and of its gates."""
     training = found["training"]
     fired = ", ".join(f"{rule} at step {step}" for rule, step in training["fired"].items())
     click.secho(f"run {found['run_id']} is done", bold=True)
@@ -99,6 +115,25 @@ def show_result(found: Mapping[str, Any]) -> None:
             "model": found["model_version"],
             "directory": found["directory"],
         }
+    )
+    if found["verdict"]:
+        show_verdict(found["model_version"], **found["verdict"])
+
+
+def show_verdict(model_version: str, status: str, gates: Sequence[Mapping[str, str]]) -> None:
+    """Print whether the model may meet traffic, the first gates that hold it back, and what can be done."""
+    held = [gate for gate in gates if gate["verdict"] != "pass"]
+    click.echo()
+    click.secho(f"{model_version} {STATUS_TEXTS.get(status, status)}", bold=True, fg="yellow" if held else "green")
+    for gate in held[:SHOWN_GATES]:
+        click.echo(f"  {gate['gate'].replace('_', ' ')} {gate['verdict']}: {gate['reason']}")
+    if len(held) > SHOWN_GATES:
+        click.echo(f"  and {len(held) - SHOWN_GATES} more: hone models show {model_version}")
+    if status != "rejected":
+        return click.echo(f"Next: hone rollout start {model_version} --reason …")
+    return click.echo(
+        "Next: collect more feedback, or train with another spec or more data; whoever knows better may let it pass: "
+        f"hone models override {model_version} --reason …"
     )
 
 

@@ -89,7 +89,7 @@ def explain_empty(frozen: Frozen, policy: FreezePolicy) -> str:
     )
     if dropped["user_cap"]:
         text += f"; max_user_share = {policy.max_user_share} needs at least {1 / policy.max_user_share:.0f} people"
-    return f"no row is left to train on ({text}): wait for more feedback, or widen the limits in [trigger]"
+    return f"no usable row is left ({text}): wait for more feedback, or widen the limits in [trigger]"
 
 
 def get_dataset(session: Session, dataset_id: str) -> DatasetRow:

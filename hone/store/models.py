@@ -60,7 +60,7 @@ def get_model(session: Session, model_version: str) -> ModelVersionRow:
     """
     row = session.get(ModelVersionRow, model_version, populate_existing=True)
     if row is None:
-        raise Conflict(f"model {model_version} is not registered: see `hone models` for the versions")
+        raise Conflict(f"model {model_version} is not registered: see `hone models list`")
     return row
 
 

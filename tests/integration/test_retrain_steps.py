@@ -235,7 +235,7 @@ def test_without_a_corrected_answer_to_imitate_pairs_alone_are_trained_on(
     assert (request.method, request.spec) == ("dpo", {"sft_weight": 1.0})
     asked_for = retrain.claim(settings, "run-2")
     assert asked_for
-    with pytest.raises(NotEnoughData, match="no row is left to train on"):
+    with pytest.raises(NotEnoughData, match="no usable row is left"):
         retrain.freeze(settings, asked_for)
 
 

@@ -178,7 +178,12 @@ def write_spec(path: Path, **fields: Any) -> Path:
 
 
 def test_people_run_a_spec_on_a_frozen_dataset_and_the_result_is_registered(
-    sessions: sessionmaker[Session], store_url: str, tiny_base: Path, tmp_path: Path
+    sessions: sessionmaker[Session],
+    store_url: str,
+    tiny_base: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with sessions.begin() as session:
         for turn in range(8):
@@ -191,6 +196,9 @@ def test_people_run_a_spec_on_a_frozen_dataset_and_the_result_is_registered(
     spec = load_spec(write_spec(tmp_path / "sft.toml", method="sft", **QUICK), {"dataset": dataset, "steps": 2})
     described = describe(settings, spec)
     assert described["rows"]["train"] > 0
+    assert described["judging"] == {"num_pairs": 0, "needed": 60}
+    assert "will be trained and then held back" in caplog.text
+    assert "max_user_share = 0.02 needs at least 50 people" in caplog.text
     assert not (Path(described["directory"]) / "model").exists(), "a dry run trains nothing"
     done = run_spec(settings, spec)
     assert done["run_id"] == described["run_id"]
@@ -198,6 +206,16 @@ def test_people_run_a_spec_on_a_frozen_dataset_and_the_result_is_registered(
         run, model = get_run(session, done["run_id"]), get_model(session, done["model_version"])
         assert (run.status, run.method, run.spec["steps"]) == ("done", "sft", 2)
         assert (model.run_id, model.status) == (run.run_id, "rejected"), "nobody's pairs could judge it"
+    assert done["verdict"]["status"] == "rejected"
+    assert {"held_out_preference", "win_rate"} <= {g["gate"] for g in done["verdict"]["gates"] if g["reason"]}
+    caplog.clear()
+    of_files = spec.model_copy(update={"dataset": f"{done['directory']}/data"})
+    assert describe(settings, of_files)["judging"] is None
+    assert not caplog.text, "no gate judges what rows of a directory make"
+    monkeypatch.setenv("HONE_DATABASE_URL", store_url)
+    for wrong in ("dataset=nope", "base=nope"):
+        words = ["run", str(tmp_path / "sft.toml"), "--set", f"dataset={dataset}", "--set", wrong]
+        assert main(words) == 2, "a name that the database does not know is wrong input"
 
 
 def test_rows_and_base_in_directories_need_no_database(

@@ -22,6 +22,7 @@ def plan(**fields: Any) -> dict[str, Any]:
         "steps": 624,
         "estimate": {"seconds": 1200.0, "memory_bytes": 3.4e9, "device": "cpu"},
         "replay": {"fresh": 10, "older": {"num": 1000}, "general": {"num": 0}},
+        "judging": {"num_pairs": 80, "needed": 60},
         "spec": spec.model_dump(mode="json"),
     }
     return values | fields
@@ -40,6 +41,7 @@ def test_a_plan_says_what_is_trained_on_what_how_long_and_where_it_goes(capsys: 
         "about 20 min on cpu",
         "at most 3.4 GB",
         "/var/runs/r-1",
+        "80 held-out pairs of people, gates need 60\n",
         "dry run: nothing was trained",
     ):
         assert text in shown
@@ -48,11 +50,18 @@ def test_a_plan_says_what_is_trained_on_what_how_long_and_where_it_goes(capsys: 
 
 def test_too_few_labels_and_what_cannot_be_counted_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     replay = {"older": {"num": 0, "why": "no earlier snapshot"}, "general": {"num": 0, "why": "no import"}}
-    show_plan(plan(train=[{"chosen": "a"}] * 100, estimate=None, replay=replay))
+    few = {"num_pairs": 12, "needed": 60}
+    show_plan(plan(train=[{"chosen": "a"}] * 100, estimate=None, replay=replay, judging=few))
     shown = capsys.readouterr().out
     assert "! 93 usable rows are below the advised minimum of 3,000: expect little" in shown
     assert "not known" in shown
     assert "nothing: no earlier snapshot; no import" in shown
+    assert "12 held-out pairs of people, gates need 60: too few, it will be held back" in shown
+
+
+def test_rows_of_a_directory_are_judged_by_no_gate(capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(plan(judging=None))
+    assert "no gate" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -78,10 +87,40 @@ def test_what_a_launcher_would_start_is_shown_with_its_files(capsys: pytest.Capt
     assert "/r/job.sh\n#!/bin/sh\ntrain\n" in shown
 
 
-def test_a_result_says_what_changed(capsys: pytest.CaptureFixture[str]) -> None:
+def result(**fields: Any) -> dict[str, Any]:
     steps = {"first_step": {"loss": 1.0, "length": 3.0}, "last_step": {"loss": 0.5, "length": 4.0}}
     training = {"num_steps": 60, "num_rows": 1200, "fired": {"margin": 40}, **steps}
-    show_result({"run_id": "r-1", "model_version": "m-2", "directory": "/r", "training": training})
+    found = {"run_id": "r-1", "model_version": "m-2", "directory": "/r", "training": training, "verdict": None}
+    return found | fields
+
+
+def test_a_result_says_what_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    show_result(result())
     shown = capsys.readouterr().out
     for text in ("run r-1 is done", "60 on 1,200 rows", "1.000 to 0.500", "margin at step 40", "m-2", "/r"):
         assert text in shown
+    assert "gates" not in shown, "nobody judged it"
+
+
+def test_a_result_says_that_its_gates_let_it_pass_and_what_comes_next(capsys: pytest.CaptureFixture[str]) -> None:
+    gates = [{"gate": "win_rate", "verdict": "pass", "reason": "0.7"}]
+    show_result(result(verdict={"status": "passed", "gates": gates}))
+    shown = capsys.readouterr().out
+    assert "m-2 passed every gate" in shown
+    assert "hone rollout start m-2" in shown
+    assert "win rate" not in shown
+
+
+def test_a_result_says_that_it_is_rejected_by_which_gates_and_what_can_be_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gates = [{"gate": f"gate_{k}", "verdict": "inconclusive", "reason": f"because {k}"} for k in range(5)]
+    show_result(result(verdict={"status": "rejected", "gates": [{**gates[0], "verdict": "pass"}, *gates[1:]]}))
+    shown = capsys.readouterr().out
+    assert "m-2 is rejected by its gates: it gets no traffic" in shown
+    assert "gate 1 inconclusive: because 1" in shown
+    assert "because 0" not in shown, "it passed that one"
+    assert "because 4" not in shown
+    assert "and 1 more: hone models show m-2" in shown
+    assert "hone models override m-2" in shown
+    assert "rollout start" not in shown
