@@ -44,8 +44,8 @@ class StopRules(Table):
     max_held_out_drop: float = Field(0.1, ge=0)
     "Fall of the held-out signal below that of the first window while the reward rises: reward hacking."
     patience: int | None = Field(None, ge=1)
-    """Looks at the dev rows (one a checkpoint) without a lower loss until the run stops, of PPO without a higher score;
-    null: dev rows are not used."""
+    """Looks at the dev rows, one a checkpoint, without a lower loss (PPO, RLOO, GRPO: a higher score) until the run
+    stops; null: dev rows are not used."""
 
 
 class Preference(Table):

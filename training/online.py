@@ -13,9 +13,10 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from training.adapter import peft_config
 from training.fit import Task
-from training.ppo_samples import usable_prompts
+from training.ppo_samples import usable_prompts, watched_prompts
 from training.result import TrainResult
 from training.reward_set import Chat, Scorer, load_function, load_rewards
+from training.spec import RunSpec
 from training.trl_engine import arguments, run_trainer
 
 HELD_OUT, DISTINCT = "held_out", "distinct_share"
@@ -39,6 +40,8 @@ def train(task: Task, trainer_class: Any, config_class: Any) -> TrainResult:
     rewards.append((named(distinct_share, DISTINCT), 0.0))
     if spec.rewards.held_out:
         rewards.append((named(load_function(spec.rewards.held_out), HELD_OUT), 0.0))
+    shared = arguments(task)
+    watched = watched_prompts(task)
     torch.manual_seed(spec.seed)
     trainer = trainer_class(
         task.model,
@@ -49,13 +52,41 @@ def train(task: Task, trainer_class: Any, config_class: Any) -> TrainResult:
             max_completion_length=spec.samples.max_new_tokens,
             temperature=spec.samples.temperature,
             reward_weights=[weight for _, weight in rewards],
-            **arguments(task),
+            **(shared | (watching(spec, shared) if watched else {})),
         ),
-        train_dataset=Dataset.from_list([{"prompt": chat} for chat in prompts]),
+        train_dataset=dataset_of(prompts),
+        eval_dataset=dataset_of(watched) if watched else None,
         processing_class=task.tokenizer,
         peft_config=peft_config(spec),
     )
+    trainer.evaluate = with_same_draws(trainer.evaluate, spec.seed)
     return run_trainer(trainer, task, figures, dropped)
+
+
+def dataset_of(chats: Sequence[Chat]) -> Dataset:
+    """Return the prompts as TRL reads them."""
+    return Dataset.from_list([{"prompt": chat} for chat in chats])
+
+
+def watching(spec: RunSpec, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how held-out prompts choose the checkpoint: by the held-out signal, else the reward; one answer each."""
+    return {
+        "metric_for_best_model": f"eval_rewards/{HELD_OUT}/mean" if spec.rewards.held_out else "eval_reward",
+        "greater_is_better": True,
+        "num_generations_eval": 1,
+        "per_device_eval_batch_size": shared["per_device_train_batch_size"],
+    }
+
+
+def with_same_draws(look: Callable[..., Any], seed: int) -> Callable[..., Any]:
+    """Return a look at held-out prompts that draws the same random numbers each time, and none of the run's."""
+
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            return look(*args, **kwargs)
+
+    return evaluate
 
 
 def figures(logs: Mapping[str, float]) -> dict[str, float]:

@@ -167,8 +167,6 @@ class RunSpec(Table):
     def _method_problems(self) -> Iterator[str]:
         if self.micro_batch_size and self.method == "ppo":
             yield "PPO goes through [ppo] minibatch_size rows at once: take micro_batch_size out"
-        if self.stop.patience is not None and self.method in ("rloo", "grpo"):
-            yield f"TRL's {self.method} looks at no dev rows: take stop.patience out, or use ppo"
         if self.method == "dpo" and self.beta == 0:
             yield "beta = 0 leaves nothing of a preference: use 0.05 to 0.5"
         if self.method == "kto" and (self.micro_batch_size or self.batch_size) < MIN_KTO_BATCH:

@@ -7,12 +7,12 @@ its explicit path.
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hone.errors import ConfigError, ProgramFailed
 from training import checkpoint
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 """TRL's folders are named `checkpoint-<step>`."""
+DEV_LOSS = "eval_loss"
 KEPT = 2
 """One that is whole while the next is being written."""
 STEP_0_TOLERANCE = 1e-3
@@ -80,7 +81,7 @@ def early_stopping(spec: RunSpec, has_dev: bool) -> dict[str, Any]:
         "eval_steps": spec.checkpoint_steps,
         "per_device_eval_batch_size": spec.batch_size,
         "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss",
+        "metric_for_best_model": DEV_LOSS,
         "greater_is_better": False,
     }
 
@@ -98,9 +99,14 @@ def run_trainer(trainer: Any, task: Task, figures: Figures, dropped: dict[str, i
     trainer.add_callback(Recorder(result, task, figures))
     trainer.add_callback(Sealer(task))
     fetch = trainer.get_batch_samples
-    trainer.get_batch_samples = lambda *args, **kwargs: waited(task, fetch, *args, **kwargs)
+
+    def batches(*args: Any, **kwargs: Any) -> Any:
+        """Return the next step's rows; none where the checkpoint is that of a run that had ended."""
+        return ([], None) if trainer.control.should_training_stop else waited(task, fetch, *args, **kwargs)
+
+    trainer.get_batch_samples = batches
     if trainer.args.load_best_model_at_end:
-        trainer.add_callback(EarlyStoppingCallback(task.spec.stop.patience))
+        trainer.add_callback(Patience(task.spec.stop.patience))
     task.progress.stage("train")
     trainer.train(resume_from_checkpoint=resume_path(task))
     result.model = trainer.model.eval()
@@ -173,11 +179,19 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         before = [logs for logs in state.log_history if "loss" in logs]
         self._result.history[:] = [self._figures(logs) for logs in before]
         self._num_tokens = before[-1].get("num_tokens", 0.0) if before else 0.0
+        if before and (state.global_step >= state.max_steps or self._is_stopped):
+            control.should_training_stop = True
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether a stop rule has fired that ends the run."""
+        return self._task.spec.stop_rules == "stop" and bool(fired(self._result.history, self._task.spec.stop))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Take one step's figures. Raises ProgramFailed on a loss that is no number, ConfigError on a wrong start."""
-        if logs and "eval_loss" in logs:
-            self._task.progress.keep(state.global_step, {"eval_loss": logs["eval_loss"]})
+        if logs and args.metric_for_best_model in logs:
+            name = DEV_LOSS if args.metric_for_best_model == DEV_LOSS else "eval_score"
+            self._task.progress.keep(state.global_step, {name: logs[args.metric_for_best_model]})
         if not logs or "loss" not in logs:
             return
         step = self._figures(logs)
@@ -192,6 +206,39 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         tokens, self._num_tokens = logs.get("num_tokens", 0.0) - self._num_tokens, logs.get("num_tokens", 0.0)
         shown = ("loss", "margin", "reward")
         self._task.progress.record(state.global_step, state.max_steps, step, shown, tokens=max(0.0, tokens))
-        spec = self._task.spec
-        if spec.stop_rules == "stop" and fired(self._result.history, spec.stop):
+        if self._is_stopped:
             control.should_training_stop = True
+
+
+class Patience(TrainerCallback):  # type: ignore[misc]
+    """Ends a run after so many looks at held-out rows without a better one.
+
+    They are counted in the log that a checkpoint keeps, so that a run that was killed, even after it had ended, looks
+    and stops where it would have. (Transformers' own callback begins to count anew.)
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        """End the run after `patience` looks; None: never."""
+        self._patience = patience
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Train no further from the checkpoint of a run that had ended."""
+        self.on_evaluate(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop where patience has run out with this look."""
+        sign = -1 if args.greater_is_better else 1
+        losses = [sign * logs[args.metric_for_best_model] for logs in state.log_history if is_look(logs, args)]
+        if self._patience is not None and since_best(losses) >= self._patience:
+            control.should_training_stop = True
+
+
+def is_look(logs: Mapping[str, float], args: Any) -> bool:
+    """Say whether a line of the log is of a look at held-out rows."""
+    return args.metric_for_best_model in logs
+
+
+def since_best(losses: Sequence[float]) -> int:
+    """Return how many losses came after the lowest one, the first of equal ones; one that is no number is the worst."""
+    known = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    return len(known) - 1 - known.index(min(known)) if known else 0

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hone.errors import ConfigError, ProgramFailed
+from hone.errors import ProgramFailed
 from tests.support.training import make_task, row
 from training import preference
 from training.best import Best
-from training.fit import Task
+from training.curve import read_curve
+from training.fit import Task, fit
 from training.policy import load_model
 from training.ppo import train_ppo
 from training.result import TrainResult
-from training.spec import RunSpec, parse
 
 DPO: dict[str, Any] = {"sft_weight": 0, "steps": 20, "learning_rate": 1e-2, "stop": {"patience": 2}}
 PPO: dict[str, Any] = {
@@ -154,6 +154,53 @@ def test_a_loss_that_is_no_number_is_never_the_best_and_a_damaged_best_is_an_err
         again.put_back(weight)
 
 
-def test_trls_online_trainers_look_at_no_dev_rows() -> None:
-    with pytest.raises(ConfigError, match=r"rloo looks at no dev rows: take stop\.patience out"):
-        parse(RunSpec, {"method": "rloo", "stop": {"patience": 2}}, "here")
+TRL: dict[str, dict[str, Any]] = {
+    "sft": {"learning_rate": 5e-2},
+    "rloo": {**PPO, "samples": {"per_prompt": 2, "max_new_tokens": 4}},
+    "grpo": {**PPO, "samples": {"per_prompt": 2, "max_new_tokens": 4}},
+}
+
+
+def trl(base: Path, directory: Path, method: str, **fields: Any) -> TrainResult:
+    given = {"steps": 20, "stop": {"patience": 1}, **TRL[method], **fields, "method": method}
+    return fit(make_task(load_model(base), directory, ROWS, dev=OPPOSITE, **given))
+
+
+def looks_of(directory: Path) -> dict[int, float]:
+    """What TRL's trainers wrote to the curve; the lower the better."""
+    signs = {"eval_loss": 1, "eval_score": -1}
+    seen = read_curve(directory)
+    return {step: signs[name] * f[name] for step, f in seen.items() for name in signs if name in f}
+
+
+@pytest.mark.parametrize("method", TRL)
+def test_trl_stops_when_dev_gets_no_better_also_if_it_is_killed_after_its_end(
+    tiny_base: Path, tmp_path: Path, method: str
+) -> None:
+    place = tmp_path / "run"
+    whole = trl(tiny_base, place, method, stop={"patience": 1})
+    seen = looks_of(place)
+    assert whole.best_step == min(seen, key=lambda step: seen[step])
+    assert list(seen)[-1] == len(whole.history) == whole.best_step + 2, "one look after the best, two steps apart"
+    expected = {name: value.clone() for name, value in weights(whole).items()}
+    again = trl(tiny_base, place, method, stop={"patience": 1})
+    assert (again.history, again.best_step) == (whole.history, whole.best_step)
+    assert looks_of(place) == seen
+    assert all(value.equal(expected[name]) for name, value in weights(again).items())
+
+
+def test_looks_at_held_out_answers_take_no_random_numbers_from_the_run(tiny_base: Path, tmp_path: Path) -> None:
+    watched = trl(tiny_base, tmp_path / "watched", "rloo", stop={"patience": 9}, steps=4)
+    blind = trl(tiny_base, tmp_path / "blind", "rloo", stop={}, steps=4)
+    assert watched.history == blind.history
+    assert (list(looks_of(tmp_path / "watched")), blind.best_step) == ([2, 4], None)
+
+
+def test_trls_run_that_ended_within_a_pass_over_the_rows_is_not_trained_further(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """As after a kill in the middle of its evaluation: twelve rows are three steps."""
+    whole = trl(tiny_base, tmp_path / "run", "sft", stop={}, steps=2)
+    again = trl(tiny_base, tmp_path / "run", "sft", stop={}, steps=2)
+    assert again.history == whole.history
+    assert len(whole.history) == 2

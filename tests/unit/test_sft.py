@@ -84,7 +84,7 @@ def test_no_name_is_used_that_transformers_gives_up(tiny_base: Path, tmp_path: P
 class State:
     """What a trainer tells its callbacks."""
 
-    global_step, max_steps = 1, 5
+    global_step, max_steps, metric_for_best_model = 1, 5, None
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_a_run_that_cannot_go_well_ends_at_once(
 ) -> None:
     recorder = Recorder(TrainResult(None), task(tiny_base, tmp_path), dict)
     with pytest.raises(error, match=words):
-        recorder.on_log(None, State(), None, logs)
+        recorder.on_log(State(), State(), None, logs)
