@@ -14,6 +14,8 @@ from examples.demo.findings import GATHERING, TOTAL
 from examples.demo.seldon import SERVERS
 
 GOOD, BAD, GREY = "#1b7f5c", "#b3402a", "#8a8f98"
+DECIDES = 20
+"""The e-value at which the demo's rollouts end: one over the α of its policy."""
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -91,13 +93,15 @@ def draw(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), gridspec_kw={"width_ratios": [1, 1.3, 1.3]})
+    figure, axes = plt.subplots(
+        1, 3, figsize=(15, 4.6), layout="constrained", gridspec_kw={"width_ratios": [1, 1.35, 1.1]}
+    )
     draw_quality(axes[0], report)
     draw_tests(axes[1], report)
     draw_steps(axes[2], report)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout(w_pad=3)
+    figure.get_layout_engine().set(wspace=0.05, w_pad=0.1, h_pad=0.1)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -107,47 +111,84 @@ def draw_quality(axis: Any, report: dict[str, Any]) -> None:
     win = {"estimate": report["win_rate"], "low": report["win_rate_low"], "high": report["win_rate_high"]}
     tie = {"estimate": 0.5, "low": 0.5, "high": 0.5}
     rows = [
-        ("correct", report["correct"]),
+        ("correct\nanswers", report["correct"]),
         ("thumbs up", report["thumbs_up"]),
-        ("win rate", {"before": tie, "after": win}),
+        ("wins against\nbefore", {"before": tie, "after": win}),
     ]
-    for offset, when, colour in ((-0.18, "before", GREY), (0.18, "after", GOOD)):
+    for offset, when, colour in ((-0.19, "before", GREY), (0.19, "after", GOOD)):
         values = [pair[when] for _, pair in rows]
         heights = [value["estimate"] for value in values]
         errors = [[v["estimate"] - v["low"] for v in values], [v["high"] - v["estimate"] for v in values]]
         places = [number + offset for number in range(len(rows))]
-        axis.bar(places, heights, 0.34, yerr=errors, color=colour, label=when, capsize=3, ecolor="#333")
+        axis.bar(places, heights, 0.36, yerr=errors, color=colour, label=when, capsize=3, ecolor="#333")
+        for place, height in zip(places, heights, strict=True):
+            axis.text(place, 0.02, f"{height:.0%}", color="white", ha="center", va="bottom", fontsize=9)
     axis.set_xticks(range(len(rows)), [name for name, _ in rows])
     axis.set_ylim(0, 1)
-    axis.set_title("Quality, 95 % intervals", loc="left")
-    axis.legend(frameon=False)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    head(axis, "Quality, with 95 % intervals")
 
 
 def draw_tests(axis: Any, report: dict[str, Any]) -> None:
     """Draw the evidence of both rollouts against the line at which they decide."""
     for name, column, colour, label in (
-        ("promoted", 1, GOOD, "good: evidence that it is better"),
-        ("harmful", 2, BAD, "harmful: evidence that it is worse"),
+        ("promoted", 1, GOOD, "good model: it is better"),
+        ("harmful", 2, BAD, "harmful model: it is worse"),
     ):
         points = report["e_process"][name]
-        axis.plot([p[0] for p in points], [p[column] for p in points], color=colour, label=label)
-    axis.axhline(1.301, color="#333", linewidth=0.8, linestyle="--")
-    axis.text(axis.get_xlim()[1], 1.26, "decides at 20 (α = 0.05)", fontsize=8, ha="right", va="top")
-    axis.set_xlabel("pairs of people")
-    axis.set_ylabel("log10 e-value")
-    axis.set_title("Live rollouts", loc="left")
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+        pairs, evidence = [p[0] for p in points], [10 ** p[column] for p in points]
+        axis.plot(pairs, evidence, color=colour, label=label)
+        axis.plot(pairs[-1:], evidence[-1:], "o", color=colour, markersize=5)
+    axis.axhline(DECIDES, color="#333", linewidth=0.8, linestyle="--")
+    axis.annotate(
+        f"decides at {DECIDES}\n(α = {1 / DECIDES:g})",
+        (1, DECIDES),
+        (5, 0),
+        xycoords=axis.get_yaxis_transform(),
+        textcoords="offset points",
+        fontsize=8,
+        va="center",
+    )
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.set_yticks([0.01, 0.1, 1, 10, 100, 1000])
+    axis.set_ylim(min(0.5, low), max(2 * DECIDES, high))
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xlabel("pairs of people, a canary user against a stable one")
+    axis.set_ylabel("e-value")
+    head(axis, "Evidence of the live rollouts")
 
 
 def draw_steps(axis: Any, report: dict[str, Any]) -> None:
     """Draw the seconds of each step from feedback to serving."""
     seconds = dict(report["feedback_to_serving_seconds"])
-    seconds.pop(TOTAL)
+    total = seconds.pop(TOTAL)
     names = list(seconds)[::-1]
-    bars = axis.barh(names, [seconds[name] for name in names], color=GOOD)
-    axis.bar_label(bars, fmt="%.1f s", padding=3, fontsize=8)
-    axis.set_title("From feedback to serving", loc="left")
-    axis.set_xlabel("seconds")
+    colours = [GREY if name == GATHERING else GOOD for name in names]
+    labels = [f"before it: {name}" if name == GATHERING else name for name in names]
+    bars = axis.barh(labels, [seconds[name] for name in names], color=colours)
+    axis.bar_label(bars, fmt="%.1f s", padding=3, fontsize=9)
+    axis.margins(x=0.15)
+    axis.set_xticks([])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["bottom"].set_visible(False)
+    head(axis, f"{total:.0f} s from the last feedback to serving")
+
+
+def head(axis: Any, title: str) -> None:
+    """Set the title, and below it, clear of everything that is drawn, what the colours mean."""
+    axis.set_title(title, loc="left", pad=26)
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(
+            frameon=False,
+            fontsize=9,
+            ncols=2,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0.2,
+            borderpad=0.2,
+        )
 
 
 def page(report: dict[str, Any], chart: bytes) -> str:
