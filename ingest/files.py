@@ -1,4 +1,4 @@
-"""Files of history: JSON lines and CSV, plain or gzipped, read line by line."""
+"""Files of history: JSON lines, one JSON list, and CSV, plain or gzipped, read record by record."""
 
 import csv
 import gzip
@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -13,6 +14,7 @@ import msgspec
 
 from hone.errors import ConfigError, HoneError
 from ingest.decode import MAX_BODY_BYTES
+from ingest.json_list import MARK, BrokenList, is_list, records
 
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
 SUFFIXES = ", ".join((*LINES, *TABLES))
@@ -22,7 +24,7 @@ class Line(NamedTuple):
     """One record of a file."""
 
     number: int
-    "From 1; of a row of a table that of its last line."
+    "From 1; of a row of a table that of its last line, of a list the record's own."
     body: bytes
     "JSON, or what should have been JSON."
 
@@ -41,20 +43,39 @@ class History:
         return self.raw.tell()
 
     def lines(self) -> Iterator[Line]:
-        """Yield each line that is not blank.
+        """Yield each record, and each line that is not blank where these should be records.
 
         Raises:
-            HoneError: the gzip stream is broken or cut off; what came before it has been yielded.
+            HoneError: the file is broken or cut off; what came before has been yielded.
         """
         number = 0
         try:
-            for line in rows(self.content, TABLES[self.suffix]) if self.suffix in TABLES else plain(self.content):
+            for line in self.read():
                 number = line.number
                 yield line
         except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
             raise HoneError(
                 f"{self.path} is broken after line {number} ({error}): get the whole file, run again"
             ) from None
+        except BrokenList as error:
+            raise HoneError(
+                f"{self.path} is a JSON list that is broken after its record {number} ({error}): repair it, or write "
+                "one record a line, and run again; what is stored stays once"
+            ) from None
+
+    def read(self) -> Iterator[Line]:
+        """Yield records as the file's name and first lines say that they are written."""
+        if self.suffix in TABLES:
+            return rows(self.content, TABLES[self.suffix])
+        first, second = first_lines(self.content)
+        if first == b"{":
+            raise HoneError(
+                f"{self.path} holds a JSON object over several lines: write one object a line "
+                f"(`jq -c . {self.path}`), or one list of objects"
+            )
+        if is_list(first, second):
+            return (Line(number, body) for number, body in enumerate(records(self.content), 1))
+        return plain(self.content)
 
 
 @contextmanager
@@ -81,10 +102,18 @@ def suffix_of(path: Path) -> str:
     return suffix
 
 
+def first_lines(content: IO[bytes]) -> tuple[bytes, bytes]:
+    """Return the first two lines that are not blank, as far as a message may be long; the content is at its start."""
+    lines = (line.removeprefix(MARK).strip() for line in iter(lambda: content.readline(MAX_BODY_BYTES), b""))
+    found = [*islice(filter(None, lines), 2), b"", b""]
+    content.seek(0)
+    return found[0], found[1]
+
+
 def plain(content: IO[bytes]) -> Iterator[Line]:
     """Yield lines as they are."""
     for number, line in enumerate(content, 1):
-        if body := line.strip():
+        if body := line.removeprefix(MARK if number == 1 else b"").strip():
             yield Line(number, body)
 
 

@@ -83,6 +83,19 @@ def test_a_file_is_stored_once_however_often_it_is_run(
     assert count(sessions, DirtyTurnRow) > 0, "the pair worker is told"
 
 
+def test_a_file_that_is_one_json_list_is_stored_and_its_bad_records_keep_their_number(
+    make: Make, sessions: Sessions, tmp_path: Path
+) -> None:
+    path = tmp_path / "old.json"
+    records = [encode(response(f"b{n}")) for n in range(100)]
+    records[6] = b'{"kind": "applause"}'
+    path.write_bytes(b"[\n" + b",\n".join(records) + b"\n]\n")
+    for _ in range(2):
+        make().file(path, None, again=False)
+        assert count(sessions, ResponseRow) == 99
+        assert letters(sessions) == [("file:old.json", 7, "wrong_shape")]
+
+
 def test_a_killed_run_goes_on_where_it_was_and_ends_with_every_line_once(
     store_url: str, sessions: Sessions, tmp_path: Path
 ) -> None:
