@@ -1,9 +1,27 @@
 """Metrics of the programs, each defined once. Labels take few values: never a user, a response or a key."""
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.samples import Sample
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 OVERHEAD_SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+
+class Fact(Gauge):
+    """A gauge that is absent until it is set: no program but the one that knows says 0."""
+
+    is_set = False
+
+    def set(self, value: float) -> None:
+        """Set it, and show it from now on."""
+        super().set(value)
+        self.is_set = True
+
+    def _child_samples(self) -> Iterable[Sample]:
+        return super()._child_samples() if self.is_set else ()
+
 
 # Gateway ------------------------------------------------------------------------------------------------------------
 
@@ -74,11 +92,11 @@ PAIRS_CHANGED = Counter(
 )
 LABELS_CHANGED = Counter("hone_labels_changed_total", "Unary labels written or retracted.", ["change"])
 PAIRS_SECONDS = Histogram("hone_pairs_batch_seconds", "One batch of dirty turns.", buckets=SECONDS)
-DIRTY_TURNS = Gauge("hone_dirty_turns", "Turns whose pairs must be derived again.")
-DIRTY_TURN_AGE_SECONDS = Gauge("hone_dirty_turn_age_seconds", "Age of the oldest of them; 0 when there is none.")
-ORPHAN_FEEDBACK = Gauge("hone_orphan_feedback", "Subjects with feedback of a valid token whose answer never arrived.")
-NEW_PAIRS = Gauge("hone_new_pairs", "Trainable pairs since the last retraining.")
-MIN_PAIRS = Gauge("hone_trigger_min_pairs", "New pairs at which a retraining is asked for.")
+DIRTY_TURNS = Fact("hone_dirty_turns", "Turns whose pairs must be derived again.")
+DIRTY_TURN_AGE_SECONDS = Fact("hone_dirty_turn_age_seconds", "Age of the oldest of them; 0 when there is none.")
+ORPHAN_FEEDBACK = Fact("hone_orphan_feedback", "Subjects with feedback of a valid token whose answer never arrived.")
+NEW_PAIRS = Fact("hone_new_pairs", "Trainable pairs since the last retraining.")
+MIN_PAIRS = Fact("hone_trigger_min_pairs", "New pairs at which a retraining is asked for.")
 RETRAIN_REQUESTS = Counter("hone_retrain_requests_total", "Retrainings asked for by the threshold.")
 
 # Rollout (the controller) -------------------------------------------------------------------------------------------
@@ -107,11 +125,11 @@ CONTROLLER_LEADER = Gauge("hone_controller_leader", "1 while this controller hol
 # Monitor (what only the database knows; times are 0 or absent before the first) --------------------------------------
 
 PENDING_REQUESTS = Gauge("hone_pending_requests", "Retrain requests that are open or claimed.", ["status"])
-PENDING_REQUEST_AGE_SECONDS = Gauge("hone_pending_request_age_seconds", "Age of the oldest of them; 0 without one.")
+PENDING_REQUEST_AGE_SECONDS = Fact("hone_pending_request_age_seconds", "Age of the oldest of them; 0 without one.")
 REQUEST_ENDED_AT = Gauge("hone_request_ended_timestamp_seconds", "When a retrain request last ended so.", ["status"])
 TRAINING_RUNS = Gauge("hone_training_runs", "Training runs so far, by how they stand.", ["status"])
 TRAINING_ENDED_AT = Gauge("hone_training_ended_timestamp_seconds", "When a training run last ended so.", ["status"])
-TRAINING_RUNNING_SECONDS = Gauge("hone_training_running_seconds", "Age of the run that trains now; 0 without one.")
+TRAINING_RUNNING_SECONDS = Fact("hone_training_running_seconds", "Age of the run that trains now; 0 without one.")
 TRAINING_PROGRESS = Gauge("hone_training_progress_ratio", "Steps done of the run that trains now; NaN without one.")
 TRAINING_TOKENS = Gauge("hone_training_tokens_per_second", "Tokens that it trains on, over the last half minute.")
 TRAINING_MFU = Gauge(
@@ -124,18 +142,18 @@ GATE_VERDICT = Gauge("hone_gate_verdict", "1 for what the gate said of the newes
 GATES_JUDGED_AT = Gauge("hone_gates_judged_timestamp_seconds", "When the newest challenger was judged.")
 ROLLOUTS = Gauge("hone_rollouts", "Rollouts so far, by phase.", ["phase"])
 ROLLOUT_ENDED_AT = Gauge("hone_rollout_ended_timestamp_seconds", "When a rollout last ended so.", ["phase"])
-CANARY_UNREADY_SECONDS = Gauge("hone_canary_unready_seconds", "How long the live rollout's canary is not loaded.")
+CANARY_UNREADY_SECONDS = Fact("hone_canary_unready_seconds", "How long the live rollout's canary is not loaded.")
 STABLE_MODEL = Gauge("hone_stable_model_info", "1 for the version that `stable` names.", ["model_version"])
 STABLE_SINCE = Gauge("hone_stable_since_timestamp_seconds", "Since when it does.")
 THUMBS = Counter("hone_thumbs_total", "Signed thumbs, by the arm that answered.", ["track", "model_version", "value"])
-WAITING_DEAD_LETTERS = Gauge("hone_waiting_dead_letters", "Dead letters that nobody replayed or dismissed.")
-FREEZE_AGE_SECONDS = Gauge("hone_freeze_age_seconds", "How long hone is frozen; 0 when it is not.")
-OBSERVE_MODE = Gauge("hone_observe_mode", "1 where hone collects, reports, and trains nothing.")
-PLAN_TTL_SECONDS = Gauge("hone_plan_ttl_seconds", "Age at which a router's plan has run out (a setting).")
+WAITING_DEAD_LETTERS = Fact("hone_waiting_dead_letters", "Dead letters that nobody replayed or dismissed.")
+FREEZE_AGE_SECONDS = Fact("hone_freeze_age_seconds", "How long hone is frozen; 0 when it is not.")
+OBSERVE_MODE = Fact("hone_observe_mode", "1 where hone collects, reports, and trains nothing.")
+PLAN_TTL_SECONDS = Fact("hone_plan_ttl_seconds", "Age at which a router's plan has run out (a setting).")
 REWARD = Gauge("hone_reward_score", "Rewards of the newest answers of an arm.", ["track", "quantile"])
 DRIFT_BASELINE_RATIO = Gauge("hone_drift_baseline_ratio", "How much of its baseline a stream has.", ["stream"])
 DRIFT_LOG_E = Gauge("hone_drift_log_e", "Log evidence that a stream is not as it was at the baseline.", ["stream"])
-DRIFT_THRESHOLD_LOG = Gauge(
+DRIFT_THRESHOLD_LOG = Fact(
     "hone_drift_threshold_log", "Log evidence that raises the alarm: ln(events between false ones)."
 )
 DRIFT_MEAN = Gauge(
@@ -147,7 +165,7 @@ CAPTURE_EVENTS = Gauge(
     ["kind", "of"],
 )
 CAPTURE_LOG_E = Gauge("hone_capture_log_e", "Log evidence that less of a kind comes in than is usual.", ["kind"])
-CAPTURE_THRESHOLD_LOG = Gauge(
+CAPTURE_THRESHOLD_LOG = Fact(
     "hone_capture_threshold_log", "Log evidence that raises the alarm: ln(hours between false ones)."
 )
 CAPTURE_BASELINE_RATIO = Gauge("hone_capture_baseline_ratio", "How much of its past a kind has.", ["kind"])

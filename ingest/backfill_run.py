@@ -4,7 +4,8 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from threading import Event
@@ -12,11 +13,13 @@ from threading import Event
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone.cli.output import progress
+from hone.cli.overview_text import orphans_text
 from hone.errors import ConfigError, HoneError, InvalidEvent
 from hone.health import Pulse
 from hone.settings import Settings
 from hone.store.history import count_attempts, count_letters, follow_name, letters_of
 from hone.store.offsets import Group
+from hone.store.unpaired import count_unanswered
 from ingest import consumer
 from ingest.backfill import GROUP, FileSource, Tally, WholeTopic, decode_line, fingerprint, partition_of, rehearse
 from ingest.batch import Decode, RawMessage, decode_native
@@ -39,6 +42,7 @@ class Backfill:
     book: Book
     halt: Event
     say: Say
+    begun_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def loop(self, source: FileSource | WholeTopic, group: Group, decode: Decode) -> None:
         """Run the consumer's loop over a source until it is done, or `halt` is set."""
@@ -145,6 +149,10 @@ class Backfill:
             HoneError: every line of the files was refused.
         """
         self.say(f"{what}: {found.text()}")
+        with self.sessions() as session:
+            orphans = asdict(count_unanswered(session, self.begun_at, datetime.now(UTC)))
+        if orphans["num_events"]:
+            self.say(f"{what}: {orphans_text(orphans, '')}")
         if paths and found.is_all_refused:
             raise HoneError(f"{what}: every line was refused. {self.what_to_do(paths, stream)}")
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from threading import Event
 from uuid import UUID
 
@@ -35,6 +35,7 @@ from hone.store.pairs import (
     write_pairs,
 )
 from hone.store.tables import DeadLetterRow
+from hone.store.unpaired import ARRIVAL
 from hone.trigger import Look
 from ingest.pairing import derive
 from ingest.publish import Outgoing, Publisher
@@ -47,7 +48,6 @@ REMINDER_S = 60.0
 """A request that stays open is announced again: a message may be lost, a level is not."""
 MAX_COPY_BYTES = 900_000
 """Brokers take messages of 1 MB by default, key and headers included."""
-ORPHAN_AGE = timedelta(minutes=10)
 
 
 @dataclass
@@ -186,7 +186,7 @@ def watch_backlog(worker: Worker) -> None:
 def watch_orphans(worker: Worker) -> None:
     """Show how many answers got feedback and never arrived."""
     with worker.sessions() as session:
-        metrics.ORPHAN_FEEDBACK.set(count_orphans(session, datetime.now(UTC) - ORPHAN_AGE))
+        metrics.ORPHAN_FEEDBACK.set(count_orphans(session, datetime.now(UTC) - ARRIVAL))
 
 
 def feed_dead_letters(worker: Worker) -> None:

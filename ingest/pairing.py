@@ -8,13 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from hone.records import MAX_SIBLINGS, FeedbackKind, Track
+from hone.edits import edit_fault
+from hone.records import MAX_SIBLINGS, FeedbackKind
 from hone.settings import Pairs
-from hone.store.pairs import Answer, Label, Pair, Signal
-from ingest.edit_distance import edit_share
-
-COUNTED_TRACKS = frozenset({Track.STABLE, Track.CANARY, Track.REPLAY})
-"""Answers that people saw."""
+from hone.store.pairs import COUNTED_TRACKS, Answer, Label, Pair, Signal
 
 APPROVING_SIGNALS = frozenset({"signal:copied"})
 """What, beside a thumb up, shows that a regenerated answer was what the person wanted."""
@@ -89,8 +86,7 @@ def edit_pairs(turn: Turn, policy: Pairs) -> list[Pair]:
     pairs = []
     for edit in turn.of(FeedbackKind.EDIT):
         original = turn.by_id[edit.subject_id]
-        share = edit_share(original.completion, edit.text or "")
-        if share > 0 and policy.edit_min_distance <= share <= policy.edit_max_distance:
+        if edit_fault(original.completion, edit.text or "", policy) is None:
             pairs.append(
                 Pair(
                     turn_id=original.turn_id,

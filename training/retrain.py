@@ -41,6 +41,8 @@ from training.stages import STAGES, keys_of_stage, stages_of
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
+STATUSES = {Verdict.PASS: "passed", Verdict.FAIL: "rejected", Verdict.INCONCLUSIVE: "inconclusive"}
+"""Of a version by what its gates say together."""
 LOG = "train.log"
 LOG_TAIL_CHARACTERS = 1500
 """How much of a failed run's log its error message shows."""
@@ -138,7 +140,7 @@ def train_stage(settings: Settings, request_id: str, method: Method, base: str |
 
 
 def judge(settings: Settings, run_id: str) -> str:
-    """Register the run's challenger with what its gates say and return its version: passed or rejected.
+    """Register the run's challenger with what its gates say and return its version: passed, rejected, or inconclusive.
 
     Raises:
         ProgramFailed: the run left no report.
@@ -158,7 +160,7 @@ def judge(settings: Settings, run_id: str) -> str:
         )
         add_evaluations(session, model_version, run_id, results)
         verdict = gates.overall(results)
-        set_verdict(session, model_version, "passed" if verdict is Verdict.PASS else "rejected")
+        set_verdict(session, model_version, STATUSES[verdict])
     logger.info("challenger %s of run %s: %s", model_version, run_id, verdict)
     return model_version
 

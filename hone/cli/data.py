@@ -1,5 +1,6 @@
 """Commands of feedback and data: pairs, dead letters, history in and out, imports, replay, erasure, keys."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -17,7 +18,8 @@ from hone.cli.context import (
     utc_now,
 )
 from hone.cli.import_file import import_file
-from hone.cli.output import facts, show_json, table
+from hone.cli.output import facts, short, show_json, table
+from hone.cli.overview_text import edits_text, orphans_text
 from hone.cli.replay import replay
 from hone.cli.streams import backfill, mapping_option, streams, use
 from hone.errors import ConfigError
@@ -34,6 +36,7 @@ from hone.store.erasure import erase_user as forget
 from hone.store.keys import Scope, create_key, revoke_key
 from hone.store.listing import list_keys
 from hone.store.overview import count_pairs, newest_pairs
+from hone.store.unpaired import edits_without_pair, recent_unanswered
 
 file_argument = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -42,12 +45,22 @@ file_argument = click.Path(path_type=Path, exists=True, dir_okay=False)
 @limit_option
 @json_option
 def pairs(limit: int, as_json: bool) -> None:
-    """Count the preference pairs by source, and show the newest."""
-    with transaction(current_settings()) as session:
+    """Count the preference pairs by source, and show the newest.
+
+    Edits that made none are counted by the reason, and so is feedback on answers that hone does not have. No text is
+    shown.
+    """
+    settings = current_settings()
+    with transaction(settings) as session:
         counts, newest = count_pairs(session), newest_pairs(session, limit)
+        faults, orphans = edits_without_pair(session, settings.pairs), asdict(recent_unanswered(session, utc_now()))
     if as_json:
-        return show_json({"sources": counts, "newest": newest})
+        return show_json({"sources": counts, "newest": newest, "edits_without_pair": faults, "orphans": orphans})
     table(counts, False, "no pair yet: pairs follow from feedback on two answers to the same turn, or from edits")
+    for line in edits_text(faults, settings.pairs.model_dump()):
+        click.echo(line)
+    if orphans["num_events"]:
+        click.echo(f"orphans: {orphans_text(orphans)}")
     if newest:
         click.echo()
         table(newest, False, "")
@@ -81,7 +94,7 @@ def dead_letters_list(id_only: bool, reason: str | None, waiting: bool, limit: i
         return click.echo("\n".join(str(row["dead_letter_id"]) for row in rows))
     if as_json:
         return show_json({"by_reason": counts, "newest": rows})
-    table([{**row, "detail": row["detail"][:60]} for row in rows], False, "no dead letter")
+    table([{**row, "detail": short(row["detail"])} for row in rows], False, "no dead letter")
     if counts:
         reasons = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
         click.echo(f"\n{'waiting' if waiting else 'in all'}: {reasons}")

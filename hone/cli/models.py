@@ -17,7 +17,7 @@ from hone.cli.context import (
     transaction,
     utc_now,
 )
-from hone.cli.output import facts, show_json, table
+from hone.cli.output import facts, short, show_json, table
 from hone.cli.train import check_spec, sweep, train
 from hone.errors import Conflict
 from hone.ids import uuid7
@@ -164,9 +164,12 @@ def requests_list(status: str | None, limit: int, as_json: bool) -> None:
         rows = [
             {name: getattr(row, name) for name in names} for row in list_requests(session, status=status, limit=limit)
         ]
-    if not as_json:
-        rows = [{**row, "detail": (row["detail"] or "").split("\n")[0]} for row in rows]
-    table(rows, as_json, "nobody has asked for a retraining yet")
+    if as_json:
+        return show_json(rows)
+    shown = [{**row, "reason": short(row["reason"], 40), "detail": short(row["detail"])} for row in rows]
+    table(shown, False, "nobody has asked for a retraining yet")
+    if any(text.endswith("…") for row in shown for text in (row["reason"], row["detail"])):
+        click.echo("\n… is cut: --json shows all of it")
 
 
 @requests.command(name="cancel")

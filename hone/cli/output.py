@@ -74,6 +74,12 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def short(text: str | None, width: int = 60) -> str:
+    """Return the first line of a text, cut to `width` characters, for a column of a table."""
+    line = (text or "").split("\n", 1)[0]
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def duration(seconds: float) -> str:
     """Return `45 s`, `12 min`, `2 h 10 min` or `3 d 4 h`."""
     total = max(0, round(seconds))

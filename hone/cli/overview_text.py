@@ -9,6 +9,7 @@ from hone.trigger import MIN_RECENT
 
 Facts = Mapping[str, Any]
 WIDTH = 12
+HOUR_S = 3600.0
 
 
 def lines(facts: Facts, now: datetime) -> list[str]:
@@ -16,12 +17,13 @@ def lines(facts: Facts, now: datetime) -> list[str]:
     rows = [
         ("mode", mode_text(facts["mode"])),
         ("freeze", freeze_text(facts["freeze"])),
-        ("retraining", trigger_text(facts["pairs"])),
+        ("retraining", trigger_text(facts["pairs"], now)),
         *(("request", request_text(request, now)) for request in facts["requests"]),
         ("last run", run_text(facts["last_run"])),
         ("stable", stable_text(facts["stable"])),
         *rollout_rows(facts["rollout"], facts["last_rollout"], now),
         ("capture", capture_text(facts["capture"])),
+        ("orphans", orphans_text(facts["orphans"])),
         ("backlog", backlog_text(facts["dirty_turns"], facts["dead_letters"])),
     ]
     return [f"{name:<{WIDTH}}{text}" for name, text in rows if text]
@@ -39,16 +41,21 @@ def freeze_text(freeze: Facts | None) -> str:
     return f"FROZEN since {freeze['since']:%Y-%m-%d %H:%M} by {freeze['actor']}: {freeze['reason']}"
 
 
-def trigger_text(pairs: Facts) -> str:
+def trigger_text(pairs: Facts, now: datetime) -> str:
     """Say how far the next retraining is."""
     if not pairs["missing"]:
         return str(pairs["reason"])
-    to_go = f"about {duration(pairs['eta_s'])} to go" if pairs["eta_s"] is not None else few_text(pairs["num_recent"])
+    since = pairs["counting_since"]
+    counted_s = (now - since).total_seconds() if since else HOUR_S
+    few = few_text(pairs["num_recent"], counted_s)
+    to_go = f"about {duration(pairs['eta_s'])} to go" if pairs["eta_s"] is not None else few
     return f"{pairs['missing']} pairs short ({pairs['num_pairs']} of {pairs['min_pairs']}), {to_go}"
 
 
-def few_text(num_recent: int) -> str:
-    """Say why no time to go is told."""
+def few_text(num_recent: int, counted_s: float) -> str:
+    """Say why no time to go is told, where pairs have been counted for so long since the last retraining took its."""
+    if counted_s < HOUR_S:
+        return f"too early to tell when: the last retraining took its pairs {duration(counted_s)} ago"
     if num_recent == 0:
         return "no new ones in the last hour"
     return f"too few in the last hour to tell when ({num_recent} of the {MIN_RECENT} that it takes)"
@@ -159,6 +166,42 @@ def capture_text(kinds: Sequence[Facts]) -> str:
     ]
     usual = [kind["kind"] for kind in judged if not kind["is_broken"]]
     return " · ".join([*silent, *([f"{', '.join(usual)} as usual"] if usual else [])])
+
+
+def orphans_text(found: Facts, when: str = "of the last 7 days ") -> str:
+    """Say that feedback waits for answers that never came, and what to do; nothing where none does."""
+    if not found["num_events"]:
+        return ""
+    unsigned = f" ({found['num_unsigned']} unsigned)" if found["num_unsigned"] else ""
+    acts, answers = counted(found["num_events"], "act"), counted(found["num_answers"], "answer")
+    return (
+        f"{acts} of feedback{unsigned} {when}on {answers} that hone does not have: nothing comes of them. Send the "
+        "answers too, under the ids that feedback names (docs/pairs.md, Feedback without its answer)"
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 act` or `2 acts`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+EDIT_FAULTS = {
+    "too_far": "changed more than {edit_max_distance:.0%} of the words: another text and no correction "
+    "(pairs.edit_max_distance)",
+    "unchanged": "changed less than {edit_min_distance:.0%} of the words (pairs.edit_min_distance)",
+    "no_answer": "are of answers that hone does not have",
+    "not_counted": "are of answers that did not end, that nobody saw, or that were erased",
+    "waiting": "wait for the pair worker",
+    "other": "are of turns with more than eight answers, or were judged by other settings",
+}
+
+
+def edits_text(faults: Mapping[str, int], policy: Mapping[str, Any]) -> list[str]:
+    """Say of how many edits no pair came, and why; nothing where every edit made one."""
+    if not faults:
+        return []
+    known = [(faults[name], text.format(**policy)) for name, text in EDIT_FAULTS.items() if name in faults]
+    return [f"no pair came of {counted(sum(faults.values()), 'edit')}:", *(f"  {n} {text}" for n, text in known)]
 
 
 def backlog_text(dirty: Facts, dead: Mapping[str, int]) -> str:

@@ -58,8 +58,8 @@ def backfill(
 ) -> None:
     """Store months of history from files or a topic, once however often it is run.
 
-    FILES are JSON lines, one JSON list, or CSV, plain or gzipped. A run that was stopped goes on where it was; what is refused becomes
-    a dead letter with its line number. Needs the checkout.
+    FILES are JSON lines, one JSON list, or CSV, plain or gzipped. A run that was stopped goes on where it was; what is
+    refused becomes a dead letter with its line number. Needs the checkout.
     """
     use(mapping)
     words = [*(["--topic", topic] if topic else []), *(["--stream", stream] if stream else [])]

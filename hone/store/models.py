@@ -70,7 +70,7 @@ def may_reach_traffic(row: ModelVersionRow) -> bool:
 
 
 def set_verdict(session: Session, model_version: str, status: str) -> None:
-    """Turn a candidate into `passed` or `rejected`; a version that has left `candidate` keeps its status."""
+    """Turn a candidate into `passed`, `rejected` or `inconclusive`; one that is none any more keeps its own."""
     session.execute(
         update(ModelVersionRow)
         .where(ModelVersionRow.model_version == model_version, ModelVersionRow.status == "candidate")
@@ -78,7 +78,7 @@ def set_verdict(session: Session, model_version: str, status: str) -> None:
     )
 
 
-HELD_BACK = ("candidate", "rejected", "imported")
+HELD_BACK = ("candidate", "rejected", "inconclusive", "imported")
 """What only an override lets into a rollout; an operator may make an imported version stable without one."""
 
 

@@ -15,7 +15,7 @@ from hone.store.capture import read_capture
 from hone.store.dead_letters import count_dead_letters
 from hone.store.models import STABLE, get_alias
 from hone.store.pairs import backlog
-from hone.store.requests import count_new_labels, count_new_pairs, on_policy_versions
+from hone.store.requests import count_new_labels, count_new_pairs, counting_since, on_policy_versions
 from hone.store.rollouts import last_ended, live_rollout
 from hone.store.switches import FREEZE, is_on
 from hone.store.tables import (
@@ -28,6 +28,7 @@ from hone.store.tables import (
     SwitchRow,
     TrainingRunRow,
 )
+from hone.store.unpaired import recent_unanswered
 from hone.trigger import Look, Switches, look
 
 Facts = dict[str, Any]
@@ -39,7 +40,7 @@ def overview(session: Session, settings: Settings, now: datetime) -> Facts:
     return {
         "mode": settings.mode,
         "freeze": describe_freeze(session),
-        "pairs": asdict(trigger_view(session, settings, now)),
+        "pairs": asdict(trigger_view(session, settings, now)) | {"counting_since": counting_since(session)},
         "requests": describe_requests(session),
         "last_run": describe_last_run(session),
         "stable": describe_stable(session),
@@ -48,6 +49,7 @@ def overview(session: Session, settings: Settings, now: datetime) -> Facts:
         "capture": describe_capture(session, now),
         "dirty_turns": {"num": number, "oldest_s": age_s},
         "dead_letters": count_dead_letters(session, waiting_only=True),
+        "orphans": asdict(recent_unanswered(session, now)),
     }
 
 

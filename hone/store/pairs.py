@@ -9,10 +9,14 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from hone.records import Track
 from hone.store.engine import BY_INDEX
 from hone.store.erasure import ERASED
 from hone.store.locks import SHARE_REVISIONS, SHARE_WITH_ERASURE
 from hone.store.tables import REVISIONS, FeedbackStateRow, PreferencePairRow, ResponseRow, UnaryLabelRow
+
+COUNTED_TRACKS = frozenset({Track.STABLE, Track.CANARY, Track.REPLAY})
+"""Of answers that people saw."""
 
 PAIR_KEY = ("turn_id", "source", "chosen_id", "rejected_id", "user_id")
 LABEL_KEY = ("response_id", "user_id")

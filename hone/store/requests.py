@@ -32,6 +32,13 @@ def last_watermark(session: Session) -> int:
     return int(session.scalar(select(func.max(RetrainRequestRow.watermark))) or 0)
 
 
+def counting_since(session: Session) -> datetime | None:
+    """Return when the last watermark was drawn: pairs are counted anew from there; None: from the first one on."""
+    row = RetrainRequestRow
+    drawn_at = func.coalesce(row.claimed_at, row.finished_at)
+    return session.scalar(select(func.max(drawn_at)).where(row.watermark.is_not(None)))
+
+
 def crossing_name(watermark: int) -> str:
     """Name the crossing that follows a watermark: every look between two retrainings names the same one."""
     return f"pairs:{watermark}"

@@ -246,7 +246,9 @@ def test_a_table_says_the_same_dry_and_stored_and_plainly_that_a_second_run_has_
     monkeypatch.setenv("HONE_INGEST__STREAMS", str(mapping))
     dry, first, second = (run_command(store_url, str(path), "--stream", "s", *more) for more in (["--dry-run"], [], []))
     assert f"{path}: 24 to store (24 thumbs) · 1 refused (1 missing) · 6 passed over" in dry.stdout, dry.stderr
-    assert first.stdout == f"{path}: 24 new (24 thumbs) · 0 there already · 1 refused (1 missing) · 6 passed over\n"
+    counts, orphans = first.stdout.splitlines()
+    assert counts == f"{path}: 24 new (24 thumbs) · 0 there already · 1 refused (1 missing) · 6 passed over"
+    assert orphans.startswith(f"{path}: 24 acts of feedback (24 unsigned) on 1 answer that hone does not have: nothing")
     assert "nothing to do, an earlier run has read all of it; 1 refused line of this file is kept" in second.stdout
     assert [run.returncode for run in (dry, first, second)] == [0, 0, 0]
     assert dry.stderr == first.stderr == second.stderr == "", "no warning: rows begin at line 2"

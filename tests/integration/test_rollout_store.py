@@ -76,7 +76,7 @@ def test_a_rollout_starts_with_its_policy_frozen_in_the_row(session: Session) ->
     assert row.policy_hash == RULES.digest()
 
 
-@pytest.mark.parametrize("status", ["candidate", "rejected", "imported"])
+@pytest.mark.parametrize("status", ["candidate", "rejected", "inconclusive", "imported"])
 def test_a_model_that_did_not_pass_its_gates_meets_no_traffic(sessions: sessionmaker[Session], status: str) -> None:
     with sessions() as session:
         add_models(session, canary_status=status)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hone.cli import SECTIONS, cli
-from hone.cli.output import cell, columns, duration
+from hone.cli.output import cell, columns, duration, short
 from hone.cli.overview_text import lines
 from hone.errors import ConfigError
 from hone.local import checkout as place
@@ -132,7 +132,14 @@ def facts(**changes: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "mode": "observe",
         "freeze": None,
-        "pairs": {"num_pairs": 70, "min_pairs": 100, "missing": 30, "eta_s": 7800, "num_recent": 40},
+        "pairs": {
+            "num_pairs": 70,
+            "min_pairs": 100,
+            "missing": 30,
+            "eta_s": 7800,
+            "num_recent": 40,
+            "counting_since": None,
+        },
         "requests": [],
         "last_run": None,
         "stable": None,
@@ -141,6 +148,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "dirty_turns": {"num": 0, "oldest_s": 0},
         "capture": [],
         "dead_letters": {},
+        "orphans": {"num_events": 0, "num_answers": 0, "num_unsigned": 0},
     }
     return plain | changes
 
@@ -164,6 +172,24 @@ def test_a_new_install_says_what_is_missing() -> None:
 def test_too_few_pairs_of_late_tell_no_time(num_recent: int, words: str) -> None:
     text = said(pairs=facts()["pairs"] | {"eta_s": None, "num_recent": num_recent})
     assert f"30 pairs short (70 of 100), {words}" in text
+
+
+def test_right_after_a_retraining_nobody_is_told_that_no_pairs_came() -> None:
+    few = {"eta_s": None, "num_recent": 0, "counting_since": NOW - timedelta(minutes=20)}
+    assert "too early to tell when: the last retraining took its pairs 20 min ago" in said(pairs=facts()["pairs"] | few)
+    few["counting_since"] = NOW - timedelta(hours=2)
+    assert "no new ones in the last hour" in said(pairs=facts()["pairs"] | few)
+
+
+def test_feedback_on_answers_that_never_came_is_told_with_what_to_do() -> None:
+    assert "orphans" not in said()
+    text = said(orphans={"num_events": 3, "num_answers": 1, "num_unsigned": 2})
+    assert "orphans     3 acts of feedback (2 unsigned) of the last 7 days on 1 answer that hone does not have" in text
+    assert "Send the answers too, under the ids that feedback names" in text
+
+
+def test_a_long_cell_is_one_line_and_says_that_it_was_cut() -> None:
+    assert [short(text, 5) for text in (None, "a\nb", "12345", "123456")] == ["", "a", "12345", "1234…"]
 
 
 def test_a_freeze_says_who_and_why() -> None:

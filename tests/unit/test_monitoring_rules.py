@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 import yaml
-from prometheus_client import Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from hone import metrics
@@ -77,6 +77,14 @@ def test_the_page_lists_every_metric_with_its_program_labels_and_meaning() -> No
 def test_labels_never_name_a_person_an_answer_or_a_key() -> None:
     labels = {label for metric, _ in METRICS.values() for label in metric._labelnames}
     assert not labels & {"user", "user_id", "response_id", "conversation_id", "turn_id", "event_id", "api_key", "token"}
+
+
+def test_a_fact_that_a_program_never_sets_is_absent_and_not_zero() -> None:
+    registry = CollectorRegistry()
+    fact = metrics.Fact("hone_fact", "What one program knows.", registry=registry)
+    assert registry.get_sample_value("hone_fact") is None
+    fact.set(0)
+    assert registry.get_sample_value("hone_fact") == 0
 
 
 @pytest.mark.parametrize("name", alerts())

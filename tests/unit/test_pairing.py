@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hone.edits import edit_share, word_distance
 from hone.records import MAX_SIBLINGS, Feedback, Response, Track
 from hone.settings import Pairs
 from hone.store.pairs import Answer, Label, Pair, Signal
-from ingest.edit_distance import edit_share, word_distance
 from ingest.pairing import derive
 from tests.support.events import feedback, response, uid
 

@@ -1,6 +1,18 @@
-"""How much of a text an edit changed, in words."""
+"""How much of a text an edit changed, in words, and whether that is a preference."""
 
 from collections.abc import Sequence
+
+from hone.settings import Pairs
+
+UNCHANGED, TOO_FAR = "unchanged", "too_far"
+
+
+def edit_fault(before: str, after: str, policy: Pairs) -> str | None:
+    """Return why an edit does not say that its text is the better one, or None where it does."""
+    share = edit_share(before, after)
+    if share == 0 or share < policy.edit_min_distance:
+        return UNCHANGED
+    return TOO_FAR if share > policy.edit_max_distance else None
 
 
 def edit_share(before: str, after: str) -> float:
