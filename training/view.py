@@ -11,6 +11,7 @@ from hone.cli.plan_view import gigabytes
 STATUS_TEXTS = {
     "passed": "passed every gate: a rollout may show it to people",
     "rejected": "is rejected by its gates: it gets no traffic",
+    "inconclusive": "had too little to be judged by: it gets no traffic",
     "overridden": "did not pass its gates, and was let through by an override",
 }
 SHOWN_GATES = 3
@@ -129,7 +130,7 @@ def show_verdict(model_version: str, status: str, gates: Sequence[Mapping[str, s
         click.echo(f"  {gate['gate'].replace('_', ' ')} {gate['verdict']}: {gate['reason']}")
     if len(held) > SHOWN_GATES:
         click.echo(f"  and {len(held) - SHOWN_GATES} more: hone models show {model_version}")
-    if status != "rejected":
+    if status not in ("rejected", "inconclusive"):
         return click.echo(f"Next: hone rollout start {model_version} --reason …")
     return click.echo(
         "Next: collect more feedback, or train with another spec or more data; whoever knows better may let it pass: "

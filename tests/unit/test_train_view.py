@@ -111,13 +111,17 @@ def test_a_result_says_that_its_gates_let_it_pass_and_what_comes_next(capsys: py
     assert "win rate" not in shown
 
 
-def test_a_result_says_that_it_is_rejected_by_which_gates_and_what_can_be_done(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [("rejected", "is rejected by its gates"), ("inconclusive", "had too little to be judged by")],
+)
+def test_a_result_says_that_its_gates_hold_it_back_and_what_can_be_done(
+    capsys: pytest.CaptureFixture[str], status: str, words: str
 ) -> None:
     gates = [{"gate": f"gate_{k}", "verdict": "inconclusive", "reason": f"because {k}"} for k in range(5)]
-    show_result(result(verdict={"status": "rejected", "gates": [{**gates[0], "verdict": "pass"}, *gates[1:]]}))
+    show_result(result(verdict={"status": status, "gates": [{**gates[0], "verdict": "pass"}, *gates[1:]]}))
     shown = capsys.readouterr().out
-    assert "m-2 is rejected by its gates: it gets no traffic" in shown
+    assert f"m-2 {words}: it gets no traffic" in shown
     assert "gate 1 inconclusive: because 1" in shown
     assert "because 0" not in shown, "it passed that one"
     assert "because 4" not in shown
