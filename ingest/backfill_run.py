@@ -94,7 +94,7 @@ class Backfill:
             try:
                 self.loop(source, group, decode)
             except BreakerOpen as error:
-                raise HoneError(f"{path}: {error}. {self.what_to_do([path], stream)}") from None
+                raise HoneError(f"{path}: {error.found}. {self.what_to_do([path], stream)}") from None
             finally:
                 source.close()
         if not source.is_done:

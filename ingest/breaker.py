@@ -12,6 +12,14 @@ WINDOW_MESSAGES = 1000
 class BreakerOpen(HoneError):
     """Too many messages are invalid; nothing of the batch was stored."""
 
+    def __init__(self, found: str, setting: str, value: float) -> None:
+        """`found` is what was seen, beyond what the setting allows."""
+        self.found = f"{found}, more than ingest.{setting} = {value:g}"
+        super().__init__(
+            f"{self.found}: repair the producer (`hone dead-letters list` shows the reasons so far), or raise it; then "
+            "start ingest again (`hone restart ingest` where `hone up` runs)"
+        )
+
 
 class Breaker:
     """Watches the share of invalid messages over the last batches, at least WINDOW_MESSAGES of them, and their runs."""
@@ -30,17 +38,12 @@ class Breaker:
             BreakerOpen: share or run is too large; nothing of this batch may stay, so that a repaired ingest reads it.
         """
         if longest_run > self.max_invalid_run:
-            raise BreakerOpen(
-                f"{longest_run} messages in a row are invalid, more than ingest.max_invalid_run = "
-                f"{self.max_invalid_run}: repair the producer (the table dead_letter has earlier reasons), or raise it"
-            )
+            raise BreakerOpen(f"{longest_run} messages in a row are invalid", "max_invalid_run", self.max_invalid_run)
         total = num_messages + sum(messages for messages, _ in self.batches)
         invalid = num_invalid + sum(bad for _, bad in self.batches)
         if total >= WINDOW_MESSAGES and invalid > self.max_invalid_share * total:
-            raise BreakerOpen(
-                f"{invalid} of the last {total} messages are invalid, more than ingest.max_invalid_share = "
-                f"{self.max_invalid_share:g}: repair the producer (the table dead_letter has the reasons), or raise it"
-            )
+            found = f"{invalid} of the last {total} messages are invalid"
+            raise BreakerOpen(found, "max_invalid_share", self.max_invalid_share)
 
     def count(self, num_messages: int, num_invalid: int, runs: Mapping[Partition, int] | None = None) -> None:
         """Remember a batch that was stored, and forget those that the window no longer needs."""

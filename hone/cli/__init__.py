@@ -16,6 +16,7 @@ SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "up": "Start the whole stack here and leave it running; `hone down` stops it",
             "down": "Stop what `hone up` or an interrupted demo left; data stays",
+            "restart": "Stop programs of the stack that runs here, and start them again with the settings of now",
             "status": "Show each part and its health, how far the next retraining is, and the live rollout",
             "doctor": "Check this machine and the configuration; every problem comes with its remedy",
             "migrate": "Bring the database schema to this version; safe to run from many places at once",

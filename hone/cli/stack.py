@@ -1,4 +1,4 @@
-"""Commands of the stack: up, down, status, doctor, migrate, freeze, unfreeze."""
+"""Commands of the stack: up, down, restart, status, doctor, migrate, freeze, unfreeze."""
 
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,21 @@ def down() -> None:
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
+@click.command()
+@click.argument("programs", nargs=-1, required=True)
+def restart(programs: tuple[str, ...]) -> None:
+    """Stop programs of the stack that runs here, and start them again with the settings of now.
+
+    PROGRAMS are names as `hone status` shows them: ingest, pairs, gateway, runtime, controller, monitor. They read the
+    configuration file anew, and take over what this shell sets (HONE_INGEST__STREAMS=… hone restart ingest). One that
+    has ended is started. Nothing acknowledged is lost.
+    """
+    require_local()
+    from hone.local.restart import restart_programs
+
+    restart_programs(programs, click.echo)
+
+
 def require_local() -> None:
     """Raise ConfigError where the parts of the local stack are not installed (a bare wheel)."""
     try:
@@ -71,6 +86,8 @@ def status(as_json: bool) -> None:
     parts, now = part_rows(), utc_now()
     if not as_json:
         table(parts, False, "no local stack runs here (`hone up` starts one)")
+        if ended := [part["part"] for part in parts if part["health"] == "dead"]:
+            click.secho(f"{', '.join(ended)}: ended; read the log, then `hone restart {' '.join(ended)}`", fg="red")
         click.echo()
     with transaction(settings) as session:
         facts = overview(session, settings, now)
@@ -151,4 +168,4 @@ def unfreeze(reason: str, actor: str) -> None:
     click.echo("no longer frozen")
 
 
-commands = (up, down, status, doctor, migrate, freeze, unfreeze)
+commands = (up, down, restart, status, doctor, migrate, freeze, unfreeze)

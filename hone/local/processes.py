@@ -80,6 +80,22 @@ class Supervisor:
         self._save()
         self._watchdog = None if detached else start_watchdog(self.state_path, stop_timeout_s)
 
+    @classmethod
+    def attach(cls, state_path: Path) -> Self:
+        """Take over a detached stack that runs: its parts can be stopped and started, and outlive this process.
+
+        Raises:
+            Conflict: no stack with this state file runs.
+        """
+        state = read_state(state_path.absolute())
+        if state is None or not living(state_path):
+            raise Conflict("no stack runs here: `hone up` starts one; if it runs elsewhere, go to its folder")
+        found = cls.__new__(cls)
+        found.state_path, found.stop_timeout_s, found.stack = state_path.absolute(), 10.0, state.stack
+        found._programs, found._children, found._watchdog = {}, {}, None
+        found._running = {program.name: program for program in state.programs}
+        return found
+
     def __enter__(self) -> Self:
         return self
 

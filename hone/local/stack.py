@@ -93,6 +93,13 @@ def program_environment(place: Place, database_url: str, broker: Broker, *, mode
         "HONE_CONFIG": str(config),
         "HONE_VAR_DIR": str(place.data),
         "HONE_TRAINING_PYTHON": os.environ.get("HONE_TRAINING_PYTHON", sys.executable),
+        **process_environment(place),
+    }
+
+
+def process_environment(place: Place) -> dict[str, str]:
+    """Return those of the variables that are no settings of hone's."""
+    return {
         "PYTHONPATH": str(place.root),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",

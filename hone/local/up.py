@@ -39,9 +39,7 @@ def start_stack(*, mode: str, config: Path, with_airflow: bool, say: Callable[[s
     """
     root = checkout()
     refuse_second_stack(STATE_FILE.absolute())
-    place = Place(
-        root=root, data=Path("var/up").absolute(), libs=Path("var/kafka/libs").absolute(), ports=Ports.fixed()
-    )
+    place = local_place(root)
     ports = {**vars(place.ports), **vars(WatchPorts())}
     require_free([(name, port) for name, port in ports.items() if with_airflow or name != "airflow"])
     supervisor = Supervisor(STATE_FILE, detached=True)
@@ -50,6 +48,11 @@ def start_stack(*, mode: str, config: Path, with_airflow: bool, say: Callable[[s
     except BaseException:
         supervisor.stop_all()
         raise
+
+
+def local_place(root: Path) -> Place:
+    """Return where the stack of this folder lives."""
+    return Place(root=root, data=Path("var/up").absolute(), libs=Path("var/kafka/libs").absolute(), ports=Ports.fixed())
 
 
 def start_parts(
@@ -113,6 +116,12 @@ def write_environment(path: Path, env: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
     path.write_text("".join(f"{name}={value}\n" for name, value in env.items() if name.startswith(SHARED_NAMES)))
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """Return what `write_environment` wrote; empty where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def summary(place: Place, broker: Broker, mode: str, models: Mapping[str, Path], env: Mapping[str, str]) -> str:

@@ -200,6 +200,27 @@ def test_a_killed_program_is_noticed_and_can_be_restarted(supervisor: Supervisor
     assert set(pids_of(tmp_path)).isdisjoint(before)
 
 
+def test_a_part_of_a_stack_whose_starter_is_gone_is_stopped_and_started_again_alone(tmp_path: Path) -> None:
+    path = tmp_path / "stack.json"
+    with pytest.raises(Conflict, match="no stack runs here"):
+        Supervisor.attach(path)
+    starter = Supervisor(path, detached=True, stop_timeout_s=0.5)
+    for name in ("one", "two"):
+        starter.launch(python(tmp_path, "import time; time.sleep(600)", name=name))
+    before = {program.name: program.process for program in starter.running}
+    other = Supervisor.attach(path)
+    other.stop("one")
+    assert starter.exit_code("one") == -signal.SIGTERM
+    other.start(python(tmp_path, "import time; time.sleep(600)", name="one"))
+    after = read_state(path)
+    assert after and {program.name: program.process.find() is not None for program in after.programs} == {
+        "two": True,
+        "one": True,
+    }
+    assert before["two"] in [program.process for program in after.programs]
+    assert sorted(down(path, timeout_s=5)) == ["one", "two"]
+
+
 def test_a_program_that_ends_by_itself_can_be_waited_for(supervisor: Supervisor, tmp_path: Path) -> None:
     supervisor.launch(python(tmp_path, "raise SystemExit(7)"))
     assert supervisor.wait("program", timeout_s=10) == 7
