@@ -33,6 +33,6 @@ def test_no_curve_runs_through_a_label_and_every_point_is_seen(
     inside = axis.get_window_extent()
     for written in (label, axis.get_legend(), axis.title):
         assert not inside.overlaps(written.get_window_extent())
-        assert axis.figure.bbox.count_overlaps([written.get_window_extent()])
+        assert written.get_window_extent().x1 <= axis.figure.bbox.x1, "nor does it leave the picture"
     low, high = axis.get_ylim()
     assert all(low < 10**evidence < high for _, evidence, _ in (*points, *FLAT))
