@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from hone.cli.context import transaction as explained_transaction
-from hone.datasets import SPLITS
+from hone.datasets import SPLITS, tally
 from hone.errors import HoneError
 from hone.plan.decide import minimum_of
 from hone.plan.tables import load_tables
@@ -107,13 +107,14 @@ def describe(settings: Settings, spec: RunSpec) -> dict[str, Any]:
 
 
 def labels_of_run(spec: RunSpec, rows: Sequence[Row], usable: int) -> dict[str, Any]:
-    """Return the rows by kind beside what the planner's tables advise; KTO also needs some of either class."""
+    """Return the rows by kind and source beside what the planner's tables advise; KTO needs some of either class."""
     minimum = load_tables().minimum
     advised = minimum_of(spec.method, spec.adapter, minimum)
     counts = Counter(kind_of(row) for row in rows)
     rarer = min(counts["thumbs up"] + counts["pairs"], counts["thumbs down"] + counts["pairs"])
     return {
         "counts": {kind: number for kind, number in counts.items() if number},
+        "sources": tally(row["source"] for row in rows if row.get("source")),
         "usable": usable,
         "minimum": advised,
         "minimum_of_class": minimum.kto_class,

@@ -42,9 +42,10 @@ def show_plan(plan: Mapping[str, Any]) -> None:
 
 
 def labels_text(labels: Mapping[str, Any]) -> str:
-    """Return how many labels of each kind there are, beside what is advised."""
+    """Return how many labels of each kind there are, from where, beside what is advised."""
     counts = ", ".join(f"{number:,} {kind}" for kind, number in labels["counts"].items() if number) or "none"
-    return f"{counts}; advised at least {labels['minimum']:,}"
+    sources = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in labels["sources"].items())
+    return f"{counts}{f' ({sources})' if sources else ''}; advised at least {labels['minimum']:,}"
 
 
 def shortage(labels: Mapping[str, Any]) -> str:

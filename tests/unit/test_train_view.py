@@ -29,11 +29,11 @@ def plan(**fields: Any) -> dict[str, Any]:
 
 
 def test_a_plan_says_what_is_trained_on_what_how_long_and_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
-    show_plan(plan())
+    show_plan(plan(train=[{"chosen": "a", "source": "edit" if k < 700 else "choice"} for k in range(5000)]))
     shown = capsys.readouterr().out
     for text in (
         "dpo from m-1 on d-1",
-        "5,000 pairs; advised at least 3,000",
+        "5,000 pairs (4,300 choice, 700 edit); advised at least 3,000",
         "5,000 train, 10 dev, 20 test; dropped: 7 too long",
         "1,000 older rows",
         "lora of rank 16 on all-linear, fp32, engine native",
