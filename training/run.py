@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from hone.datasets import tally
 from hone.errors import NotEnoughData
@@ -29,6 +28,7 @@ from training.precision import base_dtype
 from training.preflight import check_run, load_tokenizer, prepare_base
 from training.progress import Progress
 from training.quantized import load_quantized, to_serve
+from training.quiet import quieten
 from training.result import TrainResult
 from training.spec import Job, RunSpec
 from training.trackers import trackers_of
@@ -59,7 +59,7 @@ def run_job(job: Job) -> None:
 def train_and_evaluate(job: Job) -> None:
     """Do the whole run, going on from its newest checkpoint. Raises like `run_job`."""
     torch.set_num_threads(job.spec.threads)
-    transformers_logging.disable_progress_bar()
+    quieten()
     started = time.perf_counter()
     job, task = load_task(job, Progress(job.directory / "progress.json"))
     with trackers_of(job) as task.progress.trackers:
@@ -78,7 +78,7 @@ def train_beside(job: Job) -> None:
     """Train as one of several processes; the main one writes model and report. A run that is done is left alone."""
     if not (job.directory / EVALUATION).exists():
         torch.set_num_threads(job.spec.threads)
-        transformers_logging.disable_progress_bar()
+        quieten()
         _, task = load_task(job, Progress(job.directory / f"progress.{rank()}.json"))
         fit(task)
 
