@@ -166,14 +166,14 @@ def draw_steps(axis: Any, report: dict[str, Any]) -> None:
     total = seconds.pop(TOTAL)
     names = list(seconds)[::-1]
     colours = [GREY if name == GATHERING else GOOD for name in names]
-    labels = [f"before it: {name}" if name == GATHERING else name for name in names]
+    labels = ["gathering, before it" if name == GATHERING else name for name in names]
     bars = axis.barh(labels, [seconds[name] for name in names], color=colours)
     axis.bar_label(bars, fmt="%.1f s", padding=3, fontsize=9)
     axis.margins(x=0.15)
     axis.set_xticks([])
     axis.tick_params(axis="y", length=0)
     axis.spines["bottom"].set_visible(False)
-    head(axis, f"{total:.0f} s from the last feedback to serving")
+    head(axis, f"{total:.0f} s from feedback to serving")
 
 
 def head(axis: Any, title: str) -> None:
@@ -207,7 +207,8 @@ def page(report: dict[str, Any], chart: bytes) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><title>hone: one turn of the loop</title><style>"
         "body{font:15px/1.5 system-ui,sans-serif;margin:2.5rem auto;max-width:70rem;padding:0 1rem;color:#1d2127}"
         "table{border-collapse:collapse;margin:.6rem 0 1.6rem}td,th{text-align:left;padding:.28rem 1.2rem .28rem 0;"
-        "border-bottom:1px solid #e4e6ea;vertical-align:top}img{width:100%}h2{margin-top:2rem;font-size:1.1rem}</style>"
+        "border-bottom:1px solid #e4e6ea;vertical-align:top}td:not(:last-child){white-space:nowrap}"
+        "img{width:100%}h2{margin-top:2rem;font-size:1.1rem}</style>"
         "<h1>One turn of the loop</h1>"
         f"<p>{html.escape(facts(report))}</p>"
         f"<img alt='quality, evidence and seconds' src='data:image/png;base64,{image}'>"
