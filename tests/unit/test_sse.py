@@ -123,7 +123,14 @@ def test_events_that_differ_in_their_text_only_are_read_at_once() -> None:
     stream = "".join(f"data: {json.dumps(one)}\n\n" for one in chunks).encode()
     run = find_run(stream)
     assert run is not None
-    assert (len(run.texts), run.before.count(b"data:"), run.after) == (50, 1, b"")
+    assert (run.text, run.before.count(b"data:"), run.after) == ("".join(f"w{n} " for n in range(50)), 1, b"")
+
+
+def test_bytes_that_are_no_utf8_are_read_as_replacement_characters() -> None:
+    broken = b'data: {"choices":[{"delta":{"content":"a\xff"}}]}\n\n'
+    assert summarize(broken, stream=True).text == "a\ufffd"
+    assert summarize(broken * 50, stream=True).text == "a\ufffd" * 50
+    assert summarize(b'{"choices":[{"message":{"content":"\xc3"}}]}', stream=False).text == "\ufffd"
 
 
 def test_two_texts_in_place_of_one_are_no_event() -> None:
