@@ -34,11 +34,8 @@ def uuid_of(data: bytes) -> UUID:
 
 def keyed_uuid(key: bytes, purpose: str, *parts: bytes) -> UUID:
     """Return a 16-byte BLAKE2b of the parts under `key`; equal parts give equal ids, other purposes other ids."""
-    digest = hashlib.blake2b(key=key[:64], digest_size=16, person=purpose.encode()[:16])
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return uuid_of(digest.digest())
+    data = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
+    return uuid_of(hashlib.blake2b(data, key=key[:64], digest_size=16, person=purpose.encode()[:16]).digest())
 
 
 def user_id(key: bytes, name: str) -> UUID:

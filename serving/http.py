@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -14,6 +14,26 @@ JSON = b"application/json"
 BODY_TIMEOUT_S = 10.0
 PROBLEM_JSON = b"application/problem+json"
 Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Outlet(Protocol):
+    """Where an answer goes: whole, or in chunks."""
+
+    async def answer(self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
+        """Send all of it."""
+        ...
+
+    async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
+        """Begin; the head may leave with the first chunk only."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send a chunk, waiting for a slow client."""
+        ...
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last chunk."""
+        ...
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -117,6 +137,29 @@ async def answer(send: Send, status: int, body: bytes, content_type: bytes = JSO
 async def answer_problem(send: Send, problem: Problem, headers: Headers = ()) -> None:
     """Send a problem."""
     await answer(send, problem.status, problem.body(), PROBLEM_JSON, [*problem.headers(), *headers])
+
+
+class AsgiOutlet:
+    """The outlet of the ordinary way."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def answer(self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
+        """Send all of it."""
+        await answer(self._send, status, body, content_type, headers)
+
+    async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
+        """Send status and headers."""
+        await start(self._send, status, content_type, headers)
+
+    async def write(self, data: bytes) -> None:
+        """Send a chunk, waiting for a slow client."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last chunk."""
+        await self._send({"type": "http.response.body", "body": data})
 
 
 async def answering_faults(app: App, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,8 +17,7 @@ MIN_DUEL_WEIGHT = 0.25
 """Canary weight from which duels are allowed: below it hardly anybody sees one, and the canary is still unproven."""
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Who answers. `fallback` is the version that answers if this one fails before its first byte."""
 
     track: Track

@@ -38,7 +38,7 @@ from serving.gateway.stored import StoredRoutes
 from serving.gateway.traffic import TrafficRoutes
 from serving.http import Problem, Receive, Scope, Send, answer_problem, answering_faults
 from serving.router import Router, open_router
-from serving.server import Direct
+from serving.short_way import Direct
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def assemble(make: Callable[[], Gateway], routes: list[BaseRoute]) -> GatewayApp
         cold.router.routes += gateway.traffic.routes() + gateway.compat.routes()
         cold.router.routes += [Route("/readyz", gateway.readyz)]
         app.hot.update({"/v1/chat/completions": gateway.chat, "/v1/feedback": gateway.feedback})
-        app.direct[b"/v1/feedback"] = gateway.feedback
+        app.direct.update({b"/v1/chat/completions": gateway.chat, b"/v1/feedback": gateway.feedback})
         async with AsyncExitStack() as stack:
             stack.push_async_callback(gateway.close)
             for work in (gateway.recorder.replay(), gateway.shadow.run()):

@@ -1,7 +1,6 @@
 """A chat request, read once: who asks, in which conversation and turn, and what is sent upstream."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -40,8 +39,7 @@ class ChatBody(msgspec.Struct):
     metadata: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """One request and the pseudonyms that it is stored under."""
 
     fields: Mapping[str, Any]

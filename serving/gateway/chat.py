@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -12,7 +12,7 @@ from prometheus_client import Counter, Histogram
 
 from hone import metrics
 from hone.ids import uuid7
-from hone.records import Track
+from hone.records import Response, Track
 from hone.settings import Gateway as Limits
 from hone.store.keys import Scope
 from hone.tokens import KeyRing
@@ -26,28 +26,33 @@ from serving.gateway.sse import Rewriter, summarize
 from serving.gateway.turns import FirstAnswer, Turns
 from serving.gateway.upstreams import Opened, Target, UpstreamFailed, Upstreams
 from serving.http import (
+    PROBLEM_JSON,
+    AsgiOutlet,
     ClientGone,
+    Outlet,
     Problem,
     Receive,
     Send,
-    answer,
-    answer_problem,
     read_body,
-    start,
     until_disconnect,
 )
 from serving.http import Scope as Http
 from serving.router import Decision, Router
+from serving.short_way import Cycle
 
 logger = logging.getLogger(__name__)
 
 CLIENTS_FAULT = frozenset({400, 413, 422, 429})
 """Statuses of a model server that tell the client something about its own request."""
-EVENT_STREAM = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+EVENT_STREAM = b"text/event-stream"
+NO_CACHE = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
 class Chat:
     """The route. Nothing is buffered: a chunk leaves before the next one is read, unless a hook judges answers."""
+
+    limit = 64 * 1024
+    "Bytes of a request on the short way; a key is asked for before more than that is read."
 
     def __init__(
         self,
@@ -67,35 +72,61 @@ class Chat:
         self.hook, self.clock = hook, clock
         self.turns = Turns()
         self._in_flight = 0
+        metrics.GATEWAY_IN_FLIGHT.set_function(lambda: self._in_flight)
+
+    def take(self, http: Http, body: bytes, out: Cycle) -> bool:
+        """Answer a request on the short way."""
+        if len(body) > self.limits.max_chat_bytes:
+            return False
+        out.run(self._serve(http, body, out))
+        return True
 
     async def __call__(self, http: Http, receive: Receive, send: Send) -> None:
-        """Answer one request; whatever was answered, even in part, is recorded."""
+        """Answer a request on the ordinary way, unless the client leaves first."""
+        out = AsgiOutlet(send)
+        read = functools.partial(read_body, receive, self.limits.max_chat_bytes, self.limits.body_timeout_s)
+        exchange = await self._admit(http, read, out)
+        if exchange is None:
+            return
+        answering, gone = asyncio.current_task(), asyncio.Event()
+        assert answering is not None
+        leaving = asyncio.create_task(cancel_when_gone(receive, answering, gone))
+        try:
+            await self._respond(exchange, out)
+        except asyncio.CancelledError:
+            if not gone.is_set() or answering.uncancel() > 0:
+                raise
+        finally:
+            leaving.cancel()
+
+    async def _serve(self, http: Http, body: bytes, out: Outlet) -> None:
+        exchange = await self._admit(http, functools.partial(given, body), out)
+        if exchange is not None:
+            await self._respond(exchange, out)
+
+    async def _admit(self, http: Http, read: Callable[[], Awaitable[bytes]], out: Outlet) -> Exchange | None:
+        """Check key, size and shape, and decide who answers; None where the client has heard why nobody does."""
         arrived = time.perf_counter()
         try:
-            exchange = await self._admit(http, receive, arrived)
+            await self.guard.require(http, Scope.CHAT)
+            self._check_room()
+            return self._begin(http, await read(), arrived)
         except Problem as problem:
             count("refused" if problem.status < 500 else "failed", problem.status)
-            return await answer_problem(send, problem)
+            await tell(out, problem)
         except ClientGone:
-            return
+            pass
         except Exception:
             count("failed", 500)
             raise
-        self._in_flight += 1
-        metrics.GATEWAY_IN_FLIGHT.set(self._in_flight)
-        try:
-            await self._until_either_ends(exchange, receive, send)
-        finally:
-            self._in_flight -= 1
-            metrics.GATEWAY_IN_FLIGHT.set(self._in_flight)
+        return None
 
-    async def _admit(self, http: Http, receive: Receive, arrived: float) -> Exchange:
-        """Check key, size and shape, and decide who answers."""
-        await self.guard.require(http, Scope.CHAT)
+    def _check_room(self) -> None:
         if self._in_flight >= self.limits.max_in_flight:
             detail = f"{self._in_flight} answers are being written: try again in a second"
             raise Problem(503, "overloaded", detail, retry_after_s=1)
-        body = await read_body(receive, self.limits.max_chat_bytes, self.limits.body_timeout_s)
+
+    def _begin(self, http: Http, body: bytes, arrived: float) -> Exchange:
         response_id = uuid7()
         ask = read_ask(body, http, self.identity_key, response_id)
         decision, url = self._decide(ask)
@@ -112,31 +143,26 @@ class Chat:
             raise Problem(503, "no model", detail, retry_after_s=2)
         return decision, self.upstreams.runtime_url
 
-    async def _until_either_ends(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        """Answer, unless the client leaves first: then the upstream stops too."""
-        answering, gone = asyncio.current_task(), asyncio.Event()
-        assert answering is not None
-        leaving = asyncio.create_task(cancel_when_gone(receive, answering, gone))
+    async def _respond(self, exchange: Exchange, out: Outlet) -> None:
+        """Answer one request; whatever was answered, even in part, is recorded."""
+        self._in_flight += 1
         try:
-            await self._answer(exchange, send)
-        except asyncio.CancelledError:
-            if not gone.is_set() or answering.uncancel() > 0:
-                raise
+            await self._answer(exchange, out)
         finally:
-            leaving.cancel()
+            self._in_flight -= 1
             self._finish(exchange)
 
-    async def _answer(self, exchange: Exchange, send: Send) -> None:
+    async def _answer(self, exchange: Exchange, out: Outlet) -> None:
         try:
             opened = await self._open(exchange)
         except UpstreamFailed as error:
             exchange.ended = time.perf_counter()
             exchange.failed, exchange.refused = True, error.status in CLIENTS_FAULT
-            return await answer_problem(send, as_problem(error))
+            return await tell(out, as_problem(error))
         try:
             if self.hook is not None:
-                return await self._judged(exchange, opened, self.hook, send)
-            await (self._relay(exchange, opened, send) if exchange.ask.stream else self._whole(exchange, opened, send))
+                return await self._judged(exchange, opened, self.hook, out)
+            await (self._relay(exchange, opened, out) if exchange.ask.stream else self._whole(exchange, opened, out))
         finally:
             if not exchange.whole:
                 opened.reply.close()
@@ -170,7 +196,7 @@ class Chat:
         self.upstreams.note(model_version, None)
         return opened
 
-    async def _whole(self, exchange: Exchange, opened: Opened, send: Send) -> None:
+    async def _whole(self, exchange: Exchange, opened: Opened, out: Outlet) -> None:
         """Send an answer that came in one piece."""
         exchange.upstream_ended = time.perf_counter()
         exchange.reading.feed(opened.first)
@@ -179,10 +205,10 @@ class Chat:
         exchange.first_byte = time.perf_counter()
         exchange.begun = True
         self._remember(exchange)
-        await answer(send, 200, body)
+        await out.answer(200, body)
         exchange.whole, exchange.ended = True, time.perf_counter()
 
-    async def _judged(self, exchange: Exchange, opened: Opened, hook: Hook, send: Send) -> None:
+    async def _judged(self, exchange: Exchange, opened: Opened, hook: Hook, out: Outlet) -> None:
         """Send what the hook lets out. Nothing of an answer leaves, or is recorded, before the hook has seen all."""
         stream = exchange.ask.stream
         try:
@@ -190,7 +216,7 @@ class Chat:
         except OSError as error:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
             exchange.failed = True
-            return await answer_problem(send, as_problem(UpstreamFailed(None, repr(error))))
+            return await tell(out, as_problem(UpstreamFailed(None, repr(error))))
         judgement = await hook.judge(exchange, summarize(body, stream=stream))
         exchange.upstream_ended = time.perf_counter()
         if not judgement.allow:
@@ -202,39 +228,33 @@ class Chat:
             body = rewriter.feed(body) + rewriter.flush() if stream else rewriter.document(body)
         exchange.begun, exchange.first_byte = True, time.perf_counter()
         self._remember(exchange)
-        await (answer(send, 200, body, b"text/event-stream", EVENT_STREAM) if stream else answer(send, 200, body))
+        await (out.answer(200, body, EVENT_STREAM, NO_CACHE) if stream else out.answer(200, body))
         exchange.whole, exchange.ended = True, time.perf_counter()
 
-    async def _relay(self, exchange: Exchange, opened: Opened, send: Send) -> None:
-        """Pass the stream on, chunk by chunk as it comes."""
+    async def _relay(self, exchange: Exchange, opened: Opened, out: Outlet) -> None:
+        """Pass the stream on as it comes."""
         rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
-        await start(send, 200, b"text/event-stream", EVENT_STREAM)
-        exchange.begun, data = True, opened.first
-        last = b""
+        await out.start(200, EVENT_STREAM, NO_CACHE)
+        exchange.begun, reply, data = True, opened.reply, opened.first
         try:
-            while data:
+            while not reply.is_over:
                 try:
-                    await self._pass_on(exchange, rewriter.feed(data) if rewriter else data, send)
+                    await pass_on(exchange, rewriter.feed(data) if rewriter else data, out)
                 finally:
                     exchange.reading.feed(data)
-                data = await opened.reply.some()
+                data = await reply.some()
             exchange.whole = True
         except OSError as error:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
-            exchange.failed, last = True, broken_event()
+            exchange.failed, data = True, b""
         exchange.upstream_ended = time.perf_counter()
-        last = (rewriter.flush() if rewriter else b"") + last
+        exchange.reading.feed(data)
+        last = rewriter.feed(data) + rewriter.flush() if rewriter else data
         if exchange.whole:
             self._remember(exchange)
-        await send({"type": "http.response.body", "body": last})
+        await out.end(last if exchange.whole else last + broken_event())
         exchange.ended = time.perf_counter()
-
-    async def _pass_on(self, exchange: Exchange, data: bytes, send: Send) -> None:
-        if not data:
-            return
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-        if exchange.first_byte is None:
-            exchange.first_byte = time.perf_counter()
+        exchange.first_byte = exchange.first_byte or exchange.ended
 
     def _remember(self, exchange: Exchange) -> None:
         """Note a whole answer while duels are on; before its last byte leaves, after which it may be asked again."""
@@ -242,17 +262,39 @@ class Chat:
             self.turns.note(exchange.ask.turn_id, first_answer(exchange))
 
     def _finish(self, exchange: Exchange) -> None:
-        """Record and count what was answered."""
+        """Count what was answered, and have it recorded."""
         if exchange.refused:
             return count("refused", 400, exchange.track)
         exchange.ended = exchange.ended or time.perf_counter()
-        response = exchange.response(self.clock())
-        self.recorder.record(response)
+        self.recorder.record(functools.partial(settle, exchange, self.clock()))
         if exchange.whole:
             self.router.served[exchange.track] += 1
             if exchange.decision.shadow:
                 self.shadow.copy(exchange)
-        observe(exchange, completed=response.completed)
+
+
+async def pass_on(exchange: Exchange, data: bytes, out: Outlet) -> None:
+    """Send a chunk; of a foreign server's first bytes there may be no whole line yet."""
+    if data:
+        await out.write(data)
+        exchange.first_byte = exchange.first_byte or time.perf_counter()
+
+
+async def given(body: bytes) -> bytes:
+    """Return a body that is there already."""
+    return body
+
+
+async def tell(out: Outlet, problem: Problem) -> None:
+    """Send a problem."""
+    await out.answer(problem.status, problem.body(), PROBLEM_JSON, problem.headers())
+
+
+def settle(exchange: Exchange, ended_at: datetime) -> Response:
+    """Return the record of an answer that has ended, and count it."""
+    response = exchange.response(ended_at)
+    observe(exchange, completed=response.completed)
+    return response
 
 
 async def cancel_when_gone(receive: Receive, answering: "asyncio.Task[None]", gone: asyncio.Event) -> None:

@@ -21,7 +21,6 @@ from serving.gateway.acts import Act, ActBody, check_act, read_act, read_documen
 from serving.gateway.guard import Guard
 from serving.gateway.publisher import Publisher
 from serving.http import (
-    JSON,
     PROBLEM_JSON,
     ClientGone,
     Problem,
@@ -34,7 +33,7 @@ from serving.http import (
     read_body,
 )
 from serving.http import Scope as Http
-from serving.server import Done
+from serving.short_way import Cycle
 
 ACT = msgspec.json.Decoder(ActBody)
 EVENT = msgspec.json.Encoder()
@@ -73,10 +72,10 @@ class FeedbackIntake:
         await answer(send, 202, event_ids(events))
         count_answered(arrived)
 
-    def take(self, http: Http, body: bytes, done: Done) -> bool:
+    def take(self, http: Http, body: bytes, out: Cycle) -> bool:
         """Take a request that is one well-formed act on an answer; the ordinary way takes the others, and says why.
 
-        `done` gets 202 once the broker has the event, or 503.
+        `out` gets 202 once the broker has the event, or 503.
         """
         arrived, now = time.perf_counter(), self.clock()
         try:
@@ -89,7 +88,7 @@ class FeedbackIntake:
             waiting = self.publisher.send(FEEDBACK_TOPIC, key_of(event), EVENT.encode(event))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Problem, HoneError):
             return False
-        waiting.add_done_callback(functools.partial(acknowledge, event, arrived, done))
+        waiting.add_done_callback(functools.partial(acknowledge, event, arrived, out))
         return True
 
     async def publish(self, events: Sequence[Feedback]) -> None:
@@ -175,15 +174,15 @@ class FeedbackIntake:
         return ids.keyed_uuid(self.identity_key, "event", subject.bytes, position.to_bytes(4, "big"), retry.encode())
 
 
-def acknowledge(event: Feedback, arrived: float, done: Done, delivered: "asyncio.Future[None]") -> None:
+def acknowledge(event: Feedback, arrived: float, out: Cycle, delivered: "asyncio.Future[None]") -> None:
     """Answer a request of the short way with what became of its event."""
     error = delivered.exception()
     if isinstance(error, HoneError):
         problem = not_stored(error)
         count_problem(problem)
-        return done(problem.status, problem.body(), PROBLEM_JSON, problem.headers())
+        return out.answer_now(problem.status, problem.body(), PROBLEM_JSON, problem.headers())
     accepted(event.kind, event.signed).inc()
-    done(202, event_ids((event,)), JSON, ())
+    out.answer_now(202, event_ids((event,)))
     count_answered(arrived)
 
 

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from serving.gateway.publisher import Publisher
 
 logger = logging.getLogger(__name__)
 
+ENCODER = msgspec.json.Encoder()
 REPLAY_INTERVAL_S = 2.0
 REPLAY_CHUNK = 500
 GATHER_S = 0.02
@@ -70,27 +72,35 @@ class Recorder:
 
     def __init__(self, publisher: Publisher, spill: Spill) -> None:
         self.publisher, self.spill = publisher, spill
-        self._taken: list[Response] = []
+        self._taken: list[Callable[[], Response]] = []
         self._pending: set[asyncio.Future[None]] = set()
 
-    def record(self, response: Response) -> None:
-        """Take a response; it reaches Kafka, or the file, soon after."""
+    def record(self, make: Callable[[], Response]) -> None:
+        """Take a response, which is made and reaches Kafka, or the file, soon after."""
         if not self._taken:
             asyncio.get_running_loop().call_later(GATHER_S, self.send_taken)
-        self._taken.append(response)
+        self._taken.append(make)
 
     def send_taken(self) -> None:
         """Send what was taken, together."""
         taken, self._taken = self._taken, []
-        for response in taken:
-            line = msgspec.json.encode(response)
+        for make in taken:
             try:
-                sent = self.publisher.send(RESPONSES_TOPIC, response.conversation_id.bytes, line)
-            except HoneError as error:
-                self._keep(line, error)
+                response = make()
+            except Exception as error:  # a fault of ours takes no other record with it
+                lose("a response", error)
             else:
-                self._pending.add(sent)
-                sent.add_done_callback(functools.partial(self._settled, line))
+                self._send(response)
+
+    def _send(self, response: Response) -> None:
+        line = ENCODER.encode(response)
+        try:
+            sent = self.publisher.send(RESPONSES_TOPIC, response.conversation_id.bytes, line)
+        except HoneError as error:
+            self._keep(line, error)
+        else:
+            self._pending.add(sent)
+            sent.add_done_callback(functools.partial(self._settled, line))
 
     async def drain(self) -> None:
         """Return once every response taken so far is in Kafka or in the file."""

@@ -112,8 +112,7 @@ class LineV2:
         return str(document["error"])
 
 
-@dataclass(frozen=True)
-class Translated(Opened):
+class Translated(Opened, frozen=True):
     """An answer that was rebuilt here, all of it, with our id and model name."""
 
     @property

@@ -1,10 +1,12 @@
 """Copies of stable's requests for the canary. Nobody sees the answers; a slow canary only loses copies."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
+
+from msgspec import structs
 
 from hone import metrics
 from hone.ids import uuid7
@@ -33,8 +35,8 @@ class Shadow:
 
     def copy(self, served: Exchange) -> None:
         """Queue a copy of a request that stable answered; never waits."""
-        decision = replace(served.decision, track=Track.SHADOW, model_version=served.decision.shadow or "")
-        ask = replace(served.ask, stream=False)
+        decision = structs.replace(served.decision, track=Track.SHADOW, model_version=served.decision.shadow or "")
+        ask = structs.replace(served.ask, stream=False)
         try:
             self._queue.put_nowait(Exchange(ask, decision, served.url, uuid7(), time.perf_counter()))
         except asyncio.QueueFull:
@@ -54,7 +56,7 @@ class Shadow:
             exchange.arrived = time.perf_counter()
             await self._answer(exchange)
             exchange.ended = time.perf_counter()
-            self.recorder.record(exchange.response(self.clock()))
+            self.recorder.record(functools.partial(exchange.response, self.clock()))
 
     async def _answer(self, exchange: Exchange) -> None:
         decision: Decision = exchange.decision

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from hone.records import Track
 from hone.settings import Upstream
@@ -37,15 +39,14 @@ class NamedUpstream:
     "Monotonic seconds."
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """Where a version is asked for, and by which name."""
 
     url: str
     model: str
     echoes: bool
     "It is told id and name of the answer, so that it may give them itself."
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 def foreign(other: Upstream) -> Target:
@@ -55,8 +56,7 @@ def foreign(other: Upstream) -> Target:
     return Target(other.url.rstrip("/"), other.model, echoes=False, headers=headers)
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """An answer that has begun: its first bytes are here (all of them where it does not stream)."""
 
     reply: Reply

@@ -181,6 +181,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
+    @property
+    def is_over(self) -> bool:
+        """Say whether all of the answer was read."""
+        return self._ended and not self._parts
+
     def release(self) -> None:
         """Keep the connection for the next request, if its answer was read to the end and it may be kept."""
         if not self._keeps or self._transport.is_closing() or self._transport.get_write_buffer_size():
@@ -262,10 +267,15 @@ class Reply:
         if self._connection is None:
             return b""
         data = await self._connection.read()
-        if not data:
+        if self._connection.is_over:
             self._connection.release()
             self._connection = None
         return data
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether all of the answer was read, or nothing more will be: it was closed."""
+        return self._connection is None
 
     async def all(self) -> bytes:
         """Return the rest of the body; raises as `some`."""

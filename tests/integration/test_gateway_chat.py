@@ -370,16 +370,17 @@ def test_a_shadow_that_hangs_delays_nobody(tmp_path: Path) -> None:
     assert {response.track for response in found} == {Track.STABLE}
 
 
+@pytest.mark.parametrize("way", [{}, {"origin": "https://app.example"}], ids=["short way", "ordinary way"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/feedback"])
 def test_a_fault_of_ours_in_a_hot_route_is_a_problem_and_is_logged(
-    served: Served, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    served: Served, path: str, way: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(*_: object) -> bytes:
+    def broken(*_: object) -> bytes:
         raise ZeroDivisionError("private words")
 
-    for module in ("chat", "feedback"):
-        monkeypatch.setattr(f"serving.gateway.{module}.read_body", broken)
-    answer = served.http.post(path, json={"events": []})
+    for place in ("chat.read_ask", "feedback.read_body"):
+        monkeypatch.setattr(f"serving.gateway.{place}", broken)
+    answer = served.http.post(path, json={"events": []}, headers=way)
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert answer.json()["error"] == {
         "message": "ZeroDivisionError: see the server's log",

@@ -309,8 +309,8 @@ def test_a_gateway_does_not_start_without_what_it_needs(missing: dict[str, Any],
 async def send_huge(bootstrap: str, spill: Spill) -> None:
     publisher = Publisher(bootstrap, timeout_s=2)
     recorder = Recorder(publisher, spill)
-    recorder.record(response("huge", completion="x" * 2_000_000))
-    recorder.record(response("small"))
+    recorder.record(lambda: response("huge", completion="x" * 2_000_000))
+    recorder.record(lambda: response("small"))
     await recorder.drain()
     await publisher.close()
 

@@ -16,12 +16,13 @@ from tests.support.gateway import HI, ForeignServer, event, gateway
 from tests.support.web import serving
 
 
-def test_the_first_chunk_arrives_before_the_server_has_written_the_second(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [{}, {"origin": "https://app.example"}], ids=["short way", "ordinary way"])
+def test_the_first_chunk_arrives_before_the_server_has_written_the_second(tmp_path: Path, way: dict[str, str]) -> None:
     foreign = ForeignServer(["one ", "two ", "three"])
     foreign.may_go_on.clear()
     with serving(foreign) as url, gateway(tmp_path, url) as served:
         body = {"model": "hone", "messages": HI, "stream": True}
-        with served.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        with served.http.stream("POST", "/v1/chat/completions", json=body, headers=way) as answer:
             pieces = answer.iter_bytes()
             assert b"one " in next(pieces)
             foreign.may_go_on.set()
@@ -38,12 +39,15 @@ def test_a_foreign_servers_id_and_model_are_replaced(tmp_path: Path) -> None:
             assert all(secret not in answer for secret in ("cmpl-foreign", "m-secret", "fp"))
 
 
-def test_a_client_that_leaves_stops_the_model_server_and_the_part_is_recorded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [{}, {"origin": "https://app.example"}], ids=["short way", "ordinary way"])
+def test_a_client_that_leaves_stops_the_model_server_and_the_part_is_recorded(
+    tmp_path: Path, way: dict[str, str]
+) -> None:
     foreign = ForeignServer(["one ", "two ", "three"])
     foreign.may_go_on.clear()
     with serving(foreign) as url, gateway(tmp_path, url) as served:
         body = {"model": "hone", "messages": HI, "stream": True}
-        with served.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        with served.http.stream("POST", "/v1/chat/completions", json=body, headers=way) as answer:
             assert b"one " in next(answer.iter_bytes())
         (response,) = served.responses(1)
         deadline = time.monotonic() + 5

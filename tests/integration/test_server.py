@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.http import JSON, Receive, Scope, Send, answer, read_body
-from serving.server import Done, Limits
+from serving.http import JSON, Problem, Receive, Scope, Send, answer, answer_problem, read_body
+from serving.server import Limits
+from serving.short_way import Cycle
 from tests.support.web import serving
 
 Address = tuple[str, int]
@@ -21,17 +22,20 @@ class Echo:
     def __init__(self) -> None:
         self.direct = {b"/hot": self}
 
-    def take(self, http: Scope, body: bytes, done: Done) -> bool:
+    def take(self, http: Scope, body: bytes, out: Cycle) -> bool:
         if body == b"other way":
             return False
         if body == b"fault":
             raise RuntimeError("private words")
-        done(200, b"short " + body, JSON, [(b"x-seen", str(len(http["headers"])).encode())])
+        out.answer_now(200, b"short " + body, JSON, [(b"x-seen", str(len(http["headers"])).encode())])
         return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await answer(send, 200, b"long " + await read_body(receive, 1000))
+            try:
+                await answer(send, 200, b"long " + await read_body(receive, 1000, timeout_s=0.2))
+            except Problem as problem:
+                await answer_problem(send, problem)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +103,16 @@ def test_requests_sent_at_once_are_answered_in_their_order(address: Address) -> 
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /hot HTTP/1.1\r\nhost: x\r\nx-slow: ", post(b"hi!")[:-2]])
+@pytest.mark.parametrize("sent", [b"", b"POST /hot HTTP/1.1\r\nhost: x\r\nx-slow: "])
 def test_a_client_that_does_not_send_its_request_is_cut_off(address: Address, sent: bytes) -> None:
     assert exchange(address, sent) == b""
+
+
+def test_a_body_that_takes_its_time_is_waited_for_on_the_ordinary_way(address: Address) -> None:
+    with socket.create_connection(address) as sock:
+        sock.settimeout(10)
+        sock.sendall(post(b"hi!")[:-2])
+        assert sock.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_connection_between_two_requests_may_rest(address: Address) -> None:
