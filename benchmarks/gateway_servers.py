@@ -4,7 +4,8 @@
 
 `floor` and `fastapi` read the same act of feedback as the gateway; `fastapi` checks the token too. `feedback` is the
 gateway's own route with a broker that acknowledges at once. `upstream` is a model server that streams without thinking;
-`raw`, `aiohttp` and `starlette` pass it on: on the gateway's stack, with aiohttp, and in the usual way.
+`raw`, `aiohttp` and `starlette` pass it on: on the gateway's stack, with aiohttp, and in the usual way. What stands for
+the usual way runs on plain uvicorn.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import aiohttp
 import httptools
 import httpx
 import msgspec
+import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -35,6 +37,8 @@ from serving.gateway.wire import Wire
 from serving.http import Receive, Scope, Send
 from serving.server import serve
 
+AS_USUAL = ("fastapi", "starlette")
+"""Served by uvicorn itself, with its fast parts; the others by the gateway's server, which is uvicorn with more."""
 TOKEN_KEYS = f"1:{'ab' * 32}"
 IDENTITY_KEY = "cd" * 32
 ADMIN_KEY = "sk-" + hashlib.sha256(b"key of the benchmark").hexdigest()
@@ -263,6 +267,10 @@ def main(name: str, port: int, upstream: str = "") -> None:
     makers = {"feedback": feedback_app, "fastapi": fastapi_app}
     proxies = {"raw": raw_proxy, "aiohttp": aiohttp_proxy, "starlette": starlette_proxy}
     app = makers[name]() if name in makers else proxies[name](upstream)
+    if name in AS_USUAL:
+        return uvicorn.run(
+            app, host="127.0.0.1", port=port, loop="uvloop", http="httptools", access_log=False, log_config=None
+        )
     serve(app, "127.0.0.1", port)
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from hone.records import Message
 
+RANDOM_BATCH = 64
 NOBODY = UUID(int=0)
 """The user of feedback whose author is not known."""
 
@@ -20,11 +21,25 @@ def uuid7(at_ms: int | None = None) -> UUID:
     Ids made later sort later, so that a B-tree over them grows at its right edge only.
     """
     at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
-    random = int.from_bytes(os.urandom(10), "big")
+    random = random_80_bits()
     value = (
         (at_ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0x2 << 62 | random & (1 << 62) - 1
     )
-    return UUID(int=value)
+    return uuid_of(value.to_bytes(16, "big"))
+
+
+def random_80_bits() -> int:
+    """Return fresh random bits; the system is asked for many at once, since each question costs a system call."""
+    while True:
+        try:
+            return _random.pop()
+        except IndexError:
+            data = os.urandom(10 * RANDOM_BATCH)
+            _random.extend(int.from_bytes(data[at : at + 10], "big") for at in range(0, len(data), 10))
+
+
+_random: list[int] = []
+os.register_at_fork(after_in_child=_random.clear)  # or two processes would make the same ids
 
 
 def uuid_of(data: bytes) -> UUID:

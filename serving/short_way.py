@@ -5,7 +5,9 @@ A route takes a request with one callback, and answers it with another one or fr
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import types
+from collections.abc import Coroutine, Generator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -53,6 +55,14 @@ class NoEvent:
 NO_EVENT = NoEvent()
 
 
+@types.coroutine
+def going_on(begun: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Go on, within a task, with a coroutine that was begun outside of one, once what it waits for has ended."""
+    with suppress(BaseException):  # how it ended, the coroutine sees itself
+        yield waits_for
+    yield from begun
+
+
 class Cycle:
     """One request on the short way, and where its answer goes; uvicorn sees it as the request in progress."""
 
@@ -70,8 +80,17 @@ class Cycle:
         self._head: bytes | None = None
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Answer from a task, which is cancelled when the client leaves."""
-        task = self.task = self.connection.loop.create_task(self._ran(work))
+        """Answer from a task, which is cancelled when the client leaves.
+
+        The work begins at once, outside of the task, which is made where it first waits: what it sends to a server is
+        on its way by then.
+        """
+        begun = self._ran(work)
+        try:
+            waits_for = begun.send(None)
+        except StopIteration:
+            return
+        task = self.task = self.connection.loop.create_task(going_on(begun, waits_for))
         self.connection.server_state.tasks.add(task)
         task.add_done_callback(self.connection.server_state.tasks.discard)
 

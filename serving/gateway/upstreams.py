@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -191,4 +192,4 @@ def no_answer(error: OSError) -> UpstreamFailed:
 
 def header_safe(text: str) -> str:
     """Return the name as a header may carry it."""
-    return "".join(char if " " <= char <= "~" else "?" for char in text)
+    return text if text.isascii() and text.isprintable() else re.sub("[^ -~]", "?", text)

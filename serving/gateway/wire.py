@@ -23,6 +23,8 @@ KEEP_ALIVE_S = 15.0
 HIGH_WATER_BYTES = 256 * 1024
 """The socket is not read while so much waits for a slow client."""
 MAX_HEAD_BYTES = 64 * 1024
+PLAIN = {b"content-encoding": b"identity", b"transfer-encoding": b"chunked"}
+"""The encodings that are read."""
 
 
 class Broken(ConnectionError):
@@ -59,10 +61,9 @@ def request_bytes(method: str, url: str, headers: Mapping[str, str], body: bytes
         ValueError: a header or the address holds a line break, which would make another header of the rest.
     """
     _, host, path = locate(url)
-    lines = [f"{method} {path} HTTP/1.1", f"host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
-    lines.append(f"content-length: {len(body)}\r\n\r\n")
-    head = "\r\n".join(lines)
-    if head.count("\r") != len(lines) + 1 or head.count("\n") != len(lines) + 1:
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\n{''.join(lines)}content-length: {len(body)}\r\n\r\n"
+    if head.count("\r") != len(lines) + 4 or head.count("\n") != len(lines) + 4:
         raise ValueError(f"a line break in the request to {host}{path}: headers hold one line each")
     return head.encode("latin-1") + body
 
@@ -324,6 +325,7 @@ class Wire:
         await asyncio.sleep(0)
 
     async def _connect(self, place: Place) -> Connection:
+        await asyncio.sleep(0)  # a request may begin outside of a task, which a timeout needs
         loop = asyncio.get_running_loop()
         make = functools.partial(Connection, place, self._idle, self._timeout_s)
         tls: dict[str, Any] = {"ssl": tls_context(), "server_hostname": place.host} if place.is_secure else {}
@@ -348,9 +350,9 @@ async def ask(connection: Connection, data: bytes) -> Reply:
 
 def check_encoding(connection: Connection) -> None:
     """Refuse what was compressed, although the request says that it must not be."""
-    for name, plain in ((b"content-encoding", b"identity"), (b"transfer-encoding", b"chunked")):
-        value = connection.headers.get(name, plain)
-        if value.strip().lower() != plain:
+    for name, plain in PLAIN.items():
+        value = connection.headers.get(name)
+        if value is not None and value != plain and value.strip().lower() != plain:
             raise Broken(f"{connection.place.host} sent {name.decode()} {value!r}: only {plain.decode()} is read")
 
 

@@ -1,6 +1,8 @@
 """The HTTP server on raw sockets: hot requests take the short way, and slow clients are not waited for."""
 
+import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -122,3 +124,70 @@ def test_a_connection_between_two_requests_may_rest(address: Address) -> None:
             sock.sendall(post(b"hi!"))
             assert b"short hi!" in sock.recv(65536)
             time.sleep(pause_s)
+
+
+class Streams:
+    """Answers in pieces from a task, and notes who left."""
+
+    limit = 64
+
+    def __init__(self) -> None:
+        self.direct, self.left = {b"/hot": self}, threading.Event()
+
+    def take(self, http: Scope, body: bytes, out: Cycle) -> bool:
+        out.run(self.answer(body, out))
+        return True
+
+    async def answer(self, body: bytes, out: Cycle) -> None:
+        if body == b"fault":
+            raise RuntimeError("before the first wait")
+        await out.start(200, JSON)
+        await out.write(b"one ")
+        try:
+            await asyncio.sleep(10 if body == b"never" else 0.001)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        if body == b"break":
+            raise RuntimeError("in the middle")
+        await out.end(b"two" if body == b"two" else b"")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await answer(send, 200, b"long " + await read_body(receive, 1000))
+
+
+@pytest.fixture(scope="module")
+def streams() -> Iterator[tuple[Address, Streams]]:
+    app = Streams()
+    with serving(app) as url:
+        yield ("127.0.0.1", int(url.rsplit(":", 1)[1])), app
+
+
+def test_an_answer_in_chunks_ends_and_the_connection_goes_on(streams: tuple[Address, Streams]) -> None:
+    got = exchange(streams[0], post(b"two"), post(b"", connection="close"))
+    first, second = got.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert first.endswith(b"transfer-encoding: chunked\r\n\r\n4\r\none \r\n3\r\ntwo\r\n0\r\n\r\n")
+    assert second.endswith(b"4\r\none \r\n0\r\n\r\n")
+    assert b"connection: close" in second
+
+
+def test_a_request_behind_one_that_streams_waits_for_its_end(streams: tuple[Address, Streams]) -> None:
+    got = exchange(streams[0], post(b"two") + post(b"after", connection="close"))
+    assert got.index(b"two\r\n0\r\n\r\n") < got.index(b"long after")
+
+
+def test_a_fault_before_the_first_chunk_is_a_problem_and_after_it_the_connection_ends(
+    streams: tuple[Address, Streams],
+) -> None:
+    assert exchange(streams[0], post(b"fault", connection="close")).startswith(b"HTTP/1.1 500 ")
+    assert exchange(streams[0], post(b"break")).endswith(b"4\r\none \r\n")
+
+
+def test_who_answers_is_told_that_the_client_has_left(streams: tuple[Address, Streams]) -> None:
+    address, app = streams
+    app.left.clear()
+    with socket.create_connection(address) as sock:
+        sock.sendall(post(b"never"))
+        assert b"one " in sock.recv(65536)
+    assert app.left.wait(5)
