@@ -10,16 +10,23 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+import yaml
 from confluent_kafka.admin import AdminClient
 from hypothesis import HealthCheck, settings
 from sqlalchemy.orm import Session, sessionmaker
 
+from examples.cluster.api import Cluster
 from hone.local import kafka, postgres
 from hone.local.processes import Supervisor
 from hone.store.engine import make_engine, make_sessions, migrate
+from tests.support.kube_cluster import KubeCluster
+from tests.support.kube_server import KubeServer, install, running_server
+from tests.support.kube_webhook import running_webhook
+from tests.support.kubernetes import EXPERIMENT, MODEL, V1, definition_of, make_cluster
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calm")
 
+KUBERNETES = ROOT / "var" / "kube"
 KAFKA_LIBS = ROOT / "var" / "kafka" / "libs"
 POSTGRES_VARIABLE = "TEST_POSTGRES_URL"
 """Address of a server whose user may create databases; the tests then run there and not on the embedded one."""
@@ -57,6 +65,7 @@ NEEDS: dict[str, tuple[Callable[[], str | None], str]] = {
         cache(lambda: _missing_path(ROOT / ".venv-seldon") or _missing_path(ROOT / ".venv-mlserver")),
         "make seldon",
     ),
+    "kubernetes": (cache(lambda: _missing_path(KUBERNETES / "version")), "sh deploy/kube-apiserver.sh"),
 }
 """Marker -> why a test that carries it cannot run here, or None; and what brings it."""
 
@@ -179,3 +188,33 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def kube_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
+    """A real API server that runs through the session, with Seldon's definitions and hone's namespace and role."""
+    directory = tmp_path_factory.mktemp("kube")
+    with running_server(directory) as server:
+        ours = [ROOT / "deploy" / path for path in ("k8s/base/namespace.yaml", "seldon/rbac.yaml")]
+        objects = [one for file in ours for one in yaml.safe_load_all(file.read_text())]
+        install(server, [*map(definition_of, (V1, MODEL, EXPERIMENT)), *objects])
+        with running_webhook(server, directory):
+            yield server
+
+
+@pytest.fixture
+def new_cluster(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cluster]]:
+    """`new_cluster(kind, **options)`: an empty one of `CLUSTERS`; who asks it has the controller's rights."""
+    made: list[KubeCluster] = []
+
+    def make(kind: str, account: str | None = "hone-controller", **options: Any) -> Cluster:
+        if kind == "stand-in":
+            return make_cluster(**options)
+        server: KubeServer = request.getfixturevalue("kube_server")
+        token = server.token_of(account) if account else server.admin_token
+        made.append(KubeCluster(server, token, **options))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()

@@ -1,12 +1,12 @@
 """Seldon's operators: they start arms, report their readiness in `status`, and bring splits to the data plane."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from examples.cluster.faults import Faults
 from examples.cluster.rules import EXPERIMENTS, MODELS, V1, v2_refusal
-from examples.cluster.store import Manifest, Store
+from examples.cluster.store import Key, Manifest
 
 VERSION = "hone/model-version"
 
@@ -55,6 +55,18 @@ class SimulatedArms:
         return arm is not None and arm.version not in self.failing and waited >= self.ready_after_s
 
 
+class Objects(Protocol):
+    """Where the operators read objects and report: the stand-in's store, or a real API server."""
+
+    def all(self, plural: str, namespace: str | None = None) -> Iterator[Manifest]:
+        """Yield the objects of a kind."""
+        ...
+
+    def set_status(self, key: Key, status: Manifest) -> None:
+        """Change an object's status, and nothing else of it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """Shares by arm name as the data plane has them; `default` is the model whose own endpoint is split too (v2)."""
@@ -68,7 +80,7 @@ class Split:
 class Operator:
     """Reconciles every object; call it as often as you like."""
 
-    store: Store
+    store: Objects
     arms: Arms
     faults: Faults
     in_effect: dict[tuple[str, str], Split] = field(default_factory=dict)
@@ -124,8 +136,8 @@ class Operator:
             "state": "Available" if all(ready.values()) else "Creating",
             "deploymentStatus": {
                 f"{name}-{one['name']}-0-chat": {
-                    "replicas": one["replicas"],
-                    "availableReplicas": one["replicas"] if ready[one["name"]] else 0,
+                    "replicas": one.get("replicas", 1),
+                    "availableReplicas": one.get("replicas", 1) if ready[one["name"]] else 0,
                 }
                 for one in predictors
             },

@@ -17,6 +17,12 @@ NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 FIXED = ("name", "namespace", "uid", "generation", "resourceVersion", "creationTimestamp")
 
 
+class UnknownField(str):
+    """Why an object is not valid: it has a field that its schema does not know."""
+
+    __slots__ = ()
+
+
 class Refused(Exception):
     """An answer that is not a success."""
 
@@ -27,7 +33,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind that the server knows; `checks` are its schema and its webhook, `defaults` what the webhook fills in."""
+    """A kind that the server knows; `checks` are its schema and its webhook, `defaults` what else is filled in."""
 
     plural: str
     group: str
@@ -65,7 +71,7 @@ class Store:
         made["metadata"] |= {"namespace": namespace, "uid": f"uid-{self.last + 1}", "generation": 1}
         made["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
         made.pop("status", None)
-        self._admit(resource, made)
+        self._admit(resource, made, undecoded=400)
         return self._store((plural, namespace, name), made, "ADDED")
 
     def patch(self, key: Key, patch: Any, kind: str) -> Manifest:
@@ -74,20 +80,21 @@ class Store:
         try:
             wanted = apply_patch(current, patch) if "json-patch" in kind else merge(current, patch)
         except PatchFailed as error:
-            message = f"the server rejected our request due to an error in our request: {error}"
-            raise Refused(422, "Invalid", message) from None
-        return self.replace(key, wanted)
+            raise Refused(422, "Invalid", "the server rejected our request due to an error in our request") from error
+        return self.replace(key, wanted, undecoded=422)
 
-    def replace(self, key: Key, wanted: Manifest) -> Manifest:
+    def replace(self, key: Key, wanted: Manifest, undecoded: int = 400) -> Manifest:
         """Put an object in the place of the one of this name; its status stays."""
         current, wanted = self.require(key), copy.deepcopy(wanted)
+        if not wanted["metadata"].get("resourceVersion"):
+            raise Refused(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified for an update")
         if str(wanted["metadata"].get("resourceVersion", "")) != current["metadata"]["resourceVersion"]:
             raise Refused(409, "Conflict", f"{key[2]} has been modified; apply your changes to the latest version")
         wanted["metadata"] |= {name: current["metadata"][name] for name in FIXED}
         wanted.pop("status", None)
         if "status" in current:
             wanted["status"] = copy.deepcopy(current["status"])
-        self._admit(self.resources[key[0]], wanted)
+        self._admit(self.resources[key[0]], wanted, undecoded)
         if wanted == current:
             return copy.deepcopy(current)
         if wanted["spec"] != current["spec"]:
@@ -126,13 +133,16 @@ class Store:
             (number, event, made) for number, kind, event, made in self.events if kind == plural and number > version
         ]
 
-    def _admit(self, resource: Resource, manifest: Manifest) -> None:
+    def _admit(self, resource: Resource, manifest: Manifest, undecoded: int) -> None:
+        """Refuse what is not valid; `undecoded` is the code for a field that nobody knows."""
+        what = f'{manifest.get("kind")} "{manifest["metadata"]["name"]}" is invalid'
         if (manifest.get("apiVersion"), manifest.get("kind")) != (resource.api_version, resource.kind):
-            raise Refused(400, "BadRequest", f"not a {resource.kind} of {resource.api_version}")
+            raise Refused(422, "Invalid", f"{what}: must be {resource.kind} of {resource.api_version}")
         resource.defaults(manifest)
         for check in resource.checks:
             if problem := check(manifest):
-                raise Refused(422, "Invalid", f'{resource.kind} "{manifest["metadata"]["name"]}" is invalid: {problem}')
+                unread = isinstance(problem, UnknownField) and undecoded == 400
+                raise Refused(*((400, "BadRequest") if unread else (422, "Invalid")), f"{what}: {problem}")
 
     def _store(self, key: Key, manifest: Manifest, event: str) -> Manifest:
         self.last += 1

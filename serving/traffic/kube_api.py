@@ -18,6 +18,7 @@ from hone.errors import ConfigError, HoneError, Retryable
 Manifest = dict[str, Any]
 
 TIMEOUT_S = 5.0
+MESSAGE_END = 250
 NO_ACCESS = frozenset({httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN})
 
 
@@ -70,7 +71,7 @@ class KubeApi:
     def get(self, kind: Kind, name: str) -> Manifest | None:
         """Return the object, or None where there is none."""
         answer = self._send("GET", kind.path(self.namespace, name))
-        return None if answer.status_code == httpx.codes.NOT_FOUND else self._document(answer)
+        return None if is_missing(answer) else self._document(answer)
 
     def list(self, kind: Kind, label: str) -> list[Manifest]:
         """Return the objects that carry this label (`key=value`)."""
@@ -109,7 +110,7 @@ class KubeApi:
         """
         options = {} if version is None else {"preconditions": {"resourceVersion": version}}
         answer = self._send("DELETE", kind.path(self.namespace, name), json=options)
-        if answer.status_code != httpx.codes.NOT_FOUND:
+        if not is_missing(answer):
             self._document(answer)
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -133,6 +134,8 @@ class KubeApi:
             return dict(answer.json())
         request = answer.request
         what = f"{request.method} {request.url.path}: {answer.status_code} {message_of(answer)}"
+        if answer.status_code == httpx.codes.NOT_FOUND and not is_missing(answer):
+            raise Retryable(f"{what}: the cluster does not serve this kind; install the Seldon Core of traffic_backend")
         if answer.status_code in (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.NOT_FOUND):
             raise Stale(what)
         if answer.status_code in NO_ACCESS and "admission webhook" not in what:
@@ -140,9 +143,21 @@ class KubeApi:
         raise Retryable(what)
 
 
-def message_of(answer: httpx.Response) -> str:
-    """Return the message of a Kubernetes Status, or the body."""
+def is_missing(answer: httpx.Response) -> bool:
+    """Say whether there is no such object; for a kind that nobody serves the server's 404 is a plain text."""
+    return answer.status_code == httpx.codes.NOT_FOUND and isinstance(document_of(answer), dict)
+
+
+def document_of(answer: httpx.Response) -> Any:
+    """Return the body of an answer, as text where it is not JSON."""
     try:
-        return str(answer.json().get("message", answer.text))
-    except (ValueError, AttributeError):
-        return answer.text[:500]
+        return answer.json()
+    except ValueError:
+        return answer.text
+
+
+def message_of(answer: httpx.Response) -> str:
+    """Return the message of a Kubernetes Status, or the body; of a long one, which repeats the object, both ends."""
+    found = document_of(answer)
+    message = str(found.get("message", found) if isinstance(found, dict) else found).strip()
+    return message if len(message) <= 2 * MESSAGE_END else f"{message[:MESSAGE_END]} … {message[-MESSAGE_END:]}"

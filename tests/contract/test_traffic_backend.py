@@ -17,7 +17,7 @@ from hone.records import TrafficPlan
 from serving.router import Router
 from serving.traffic.backend import TrafficBackend
 from serving.traffic.local import LocalTraffic
-from tests.support.kubernetes import NAME, make_cluster, seldon_backend
+from tests.support.kubernetes import NAME, REAL, seldon_backend
 from tests.support.platform import KEY, Clock, make_router, router_app
 from tests.support.web import serving
 
@@ -26,7 +26,11 @@ ROLLOUT = UUID(int=7)
 ALONE = TrafficPlan(fence=4, stable="old", expires_at=NOW + timedelta(seconds=60))
 PLAN = msgspec.structs.replace(ALONE, fence=5, canary="new", canary_weight=0.25, rollout_id=ROLLOUT, stage=0)
 NOWHERE = "http://127.0.0.1:9"
-LINES = ("local", "seldon_v1", "seldon_v2")
+PLATFORMS = (
+    "local",
+    *("seldon_v1", "seldon_v2"),
+    *(pytest.param(f"{line} real", marks=REAL.marks) for line in ("seldon_v1", "seldon_v2")),
+)
 
 
 @dataclass
@@ -77,23 +81,25 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         yield url, directory
 
 
-@pytest.fixture(params=LINES)
+@pytest.fixture(params=PLATFORMS)
 def platform(
     request: pytest.FixtureRequest,
     hub: tuple[Clock, list[Router], list[str]],
     clock: Clock,
     runtime: tuple[str, Path],
+    new_cluster: Callable[..., Cluster],
 ) -> Iterator[Platform]:
     url, directory = runtime
     _, routers, addresses = hub
     for router in routers:
         router.plan, router.broken = None, frozenset()
-    cluster = None if request.param == "local" else make_cluster()
+    line, _, kind = request.param.partition(" ")
+    cluster = None if line == "local" else new_cluster(kind or "stand-in")
 
     def make(addresses: list[str], key: str = KEY) -> Any:
         if cluster is None:
             return LocalTraffic(addresses, url, key)
-        return seldon_backend(request.param, cluster, addresses, key=key)
+        return seldon_backend(line, cluster, addresses, key=key)
 
     with make(addresses) as backend:
         yield Platform(backend, routers, addresses, directory, make, cluster)
@@ -115,7 +121,7 @@ def test_an_applied_plan_is_followed_by_every_router_and_by_callers_who_are_not_
         assert seen.weights == {"old": 0.75, "new": 0.25}
 
 
-@pytest.mark.parametrize("platform", LINES[1:], indirect=True)
+@pytest.mark.parametrize("platform", PLATFORMS[1:], indirect=True)
 def test_a_caller_who_names_an_arm_reaches_that_arm_whatever_the_weights(platform: Platform) -> None:
     assert platform.cluster is not None
     platform.prepare("old", "new")

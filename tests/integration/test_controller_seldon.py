@@ -22,7 +22,7 @@ from serving.looking import look_once
 from serving.router import Router
 from serving.traffic.seldon import SeldonTraffic
 from serving.traffic.seldon_v2 import SeldonV2
-from tests.support.kubernetes import NAME, make_cluster, seldon_backend
+from tests.support.kubernetes import CLUSTERS, NAME, seldon_backend
 from tests.support.platform import Clock, make_router, router_app
 from tests.support.rollouts import SPACE, START, add_answer, add_models, add_thumb, start_rollout
 from tests.support.web import serving
@@ -84,11 +84,18 @@ class World:
             request_action(session, self.rollout_id, action, actor="ann", reason="a test", now=self.clock.now)
 
 
+@pytest.fixture(params=CLUSTERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=["seldon_v1", "seldon_v2"])
-def world(request: pytest.FixtureRequest, sessions: Sessions, tmp_path: Path) -> Iterator[World]:
+def world(
+    request: pytest.FixtureRequest, kind: str, new_cluster: Callable[..., Cluster], sessions: Sessions, tmp_path: Path
+) -> Iterator[World]:
     clock, router = Clock(START), make_router(tmp_path)
-    cluster = make_cluster(clock=lambda: (clock.now - START).total_seconds())
     options = {"clock": lambda: (clock.now - START).total_seconds()}
+    cluster = new_cluster(kind, **options)
     with serving(router_app(router, clock)) as url, seldon_backend(request.param, cluster, [url], **options) as backend:
         yield World(sessions, router, cluster, backend, clock)
 

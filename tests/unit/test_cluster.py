@@ -1,5 +1,6 @@
 """The stand-in cluster is as strict as the API server that it stands in for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -7,12 +8,13 @@ import pytest
 
 from examples.cluster.api import Cluster
 from examples.cluster.faults import Fault
-from tests.support.kubernetes import make_cluster
+from tests.support.kubernetes import CLUSTERS
 
 EXPERIMENTS = "/apis/mlops.seldon.io/v1alpha1/namespaces/hone/experiments"
 MODELS = "/apis/mlops.seldon.io/v1alpha1/namespaces/hone/models"
 DEPLOYMENTS = "/apis/machinelearning.seldon.io/v1/namespaces/hone/seldondeployments"
 JSON_PATCH = {"Content-Type": "application/json-patch+json"}
+STRICT = {"fieldValidation": "Strict"}
 MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
 
 
@@ -33,9 +35,9 @@ def deployment(*predictors: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "machinelearning.seldon.io/v1", "kind": "SeldonDeployment", "metadata": meta, "spec": spec}
 
 
-@pytest.fixture
-def cluster() -> Cluster:
-    return make_cluster(clock=lambda: 0.0)
+@pytest.fixture(params=CLUSTERS)
+def cluster(request: pytest.FixtureRequest, new_cluster: Callable[..., Cluster]) -> Cluster:
+    return new_cluster(request.param, account=None, clock=lambda: 0.0)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_a_new_object_gets_its_identity_and_cannot_be_made_twice(api: httpx.Clie
     ("path", "manifest", "code"),
     [
         pytest.param(EXPERIMENTS, experiment("No_Name"), 422, id="a name that is none"),
-        pytest.param(EXPERIMENTS, model("m"), 400, id="another kind"),
+        pytest.param(EXPERIMENTS, model("m"), 422, id="another kind"),
         pytest.param(EXPERIMENTS.replace("v1alpha1", "v2"), experiment(), 404, id="another version"),
         pytest.param("/apis/mlops.seldon.io/v1alpha1/namespaces/hone/pods", experiment(), 404, id="an unknown kind"),
     ],
@@ -68,18 +70,33 @@ def test_what_does_not_fit_its_path_is_refused(
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("path", "manifest", "words"),
+    ("path", "manifest", "code", "words"),
     [
-        pytest.param(EXPERIMENTS, experiment(candidates=[{"name": "a"}]), "weight", id="a required field"),
-        pytest.param(EXPERIMENTS, experiment(candidates=[{"name": "a", "weight": "5"}]), "integer", id="a type"),
-        pytest.param(EXPERIMENTS, experiment(trafic=5), "trafic", id="an unknown field"),
-        pytest.param(DEPLOYMENTS, deployment({"name": "a", "trafic": 5}), "trafic", id="deep in v1"),
+        pytest.param(EXPERIMENTS, experiment(candidates=[{"name": "a"}]), 422, "weight", id="a required field"),
+        pytest.param(EXPERIMENTS, experiment(candidates=[{"name": "a", "weight": "5"}]), 422, "integer", id="a type"),
+        pytest.param(EXPERIMENTS, experiment(trafic=5), 400, "trafic", id="an unknown field"),
+        pytest.param(DEPLOYMENTS, deployment({"name": "a", "trafic": 5}), 400, "trafic", id="deep in v1"),
     ],
 )
-def test_seldons_own_schemas_are_enforced(api: httpx.Client, path: str, manifest: dict[str, Any], words: str) -> None:
-    refused = api.post(path, json=manifest)
-    assert refused.status_code == 422
+def test_seldons_own_schemas_are_enforced(
+    api: httpx.Client, path: str, manifest: dict[str, Any], code: int, words: str
+) -> None:
+    refused = api.post(path, json=manifest, params=STRICT)
+    assert refused.status_code == code
     assert words in refused.json()["message"]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "weight", [pytest.param({"weihgt": 5}, id="unknown"), pytest.param({"weight": "5"}, id="type")]
+)
+def test_a_patch_to_something_invalid_changes_nothing(api: httpx.Client, weight: dict[str, Any]) -> None:
+    api.post(EXPERIMENTS, json=experiment())
+    steps = [{"op": "replace", "path": "/spec/candidates/0", "value": {"name": "a", "weight": 9} | weight}]
+    refused = api.patch(f"{EXPERIMENTS}/e", json=steps, headers=JSON_PATCH, params=STRICT)
+    assert refused.status_code == 422
+    assert next(iter(weight)) in refused.json()["message"]
+    assert api.get(f"{EXPERIMENTS}/e").json()["spec"]["candidates"] == [{"name": "a", "weight": 1}]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +148,8 @@ def test_whoever_writes_over_what_they_have_not_read_gets_a_conflict(api: httpx.
     first = api.post(EXPERIMENTS, json=experiment()).json()
     api.patch(f"{EXPERIMENTS}/e", json={"spec": {"resourceType": "model"}}, headers=MERGE_PATCH)
     assert api.put(f"{EXPERIMENTS}/e", json=first).status_code == 409
+    unread = first | {"metadata": {"name": "e"}}
+    assert api.put(f"{EXPERIMENTS}/e", json=unread).status_code == 422
     options = {"preconditions": {"resourceVersion": first["metadata"]["resourceVersion"]}}
     assert api.request("DELETE", f"{EXPERIMENTS}/e", json=options).status_code == 409
     assert api.request("DELETE", f"{EXPERIMENTS}/e").status_code == 200

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ def containers(workload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 KEDA = ROOT / "deploy" / "k8s" / "keda"
+SELDON = ROOT / "deploy" / "k8s" / "seldon"
 SCALED = yaml.safe_load((KEDA / "ingest.yaml").read_text())
 
 
@@ -41,11 +43,34 @@ def test_keda_scales_the_deployment_of_ingest_on_the_group_that_ingest_reads_wit
     assert all(isinstance(value, str) for value in trigger["metadata"].values()), "KEDA takes texts only"
 
 
-def test_the_overlay_with_keda_renders_and_leaves_the_number_of_replicas_to_it() -> None:
+def rendered(overlay: Path) -> dict[tuple[str, str], dict[str, Any]]:
     if not shutil.which("kubectl"):
         pytest.skip("not on the path: kubectl (https://kubernetes.io/docs/tasks/tools)")
-    shown = subprocess.run(["kubectl", "kustomize", str(KEDA)], capture_output=True, text=True, check=True).stdout
-    objects = {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(shown)}
+    shown = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True).stdout
+    return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(shown)}
+
+
+def test_the_overlay_for_seldon_gives_the_controller_the_account_of_the_role_and_tells_all_programs() -> None:
+    objects = rendered(SELDON)
+    (subject,) = objects["RoleBinding", "hone-seldon"]["subjects"]
+    pods = {
+        name: item["spec"]["template"]["spec"]
+        for (_, name), item in objects.items()
+        if name in PROGRAMS
+        if "template" in item["spec"]
+    }
+    assert {name: pod["serviceAccountName"] for name, pod in pods.items() if "serviceAccountName" in pod} == {
+        "controller": subject["name"]
+    }
+    (settings,) = (item for (kind, _), item in objects.items() if kind == "ConfigMap")
+    assert settings["data"]["HONE_TRAFFIC_BACKEND"] == "seldon_v2"
+    assert settings["data"]["HONE_RUNTIME_URL"], "the base's own settings stay"
+    for pod in pods.values():
+        assert {"configMapRef": {"name": settings["metadata"]["name"]}} in pod["containers"][0]["envFrom"]
+
+
+def test_the_overlay_with_keda_renders_and_leaves_the_number_of_replicas_to_it() -> None:
+    objects = rendered(KEDA)
     assert "replicas" not in objects["Deployment", "ingest"]["spec"]
     assert objects["Deployment", "pairs"]["spec"]["replicas"] == 1
     assert objects["ScaledObject", "ingest"]["metadata"]["namespace"] == "hone"

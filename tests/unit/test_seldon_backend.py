@@ -1,6 +1,7 @@
 """Both Seldon backends when the API server, the operator or other people get in the way."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import UUID
 import httpx
 import msgspec
 import pytest
+import yaml
 
 from examples.cluster.api import Cluster
 from examples.cluster.faults import Fault
@@ -17,17 +19,18 @@ from hone.records import TrafficPlan
 from hone.settings import Settings
 from serving.traffic.choice import open_backend
 from serving.traffic.fenced import ATTEMPTS
-from serving.traffic.kube_api import KubeApi
+from serving.traffic.kube_api import KubeApi, Stale
 from serving.traffic.seldon import SeldonTraffic
 from serving.traffic.seldon_v1 import DEPLOYMENTS
-from serving.traffic.seldon_v2 import SeldonV2
-from tests.support.kubernetes import NAME, make_cluster, seldon_backend
+from serving.traffic.seldon_v2 import EXPERIMENTS, SeldonV2, render_experiment
+from tests.support.kubernetes import CLUSTERS, NAME, seldon_backend
 
 ALONE = TrafficPlan(fence=4, stable="old", expires_at=datetime(2026, 3, 2, 9, tzinfo=UTC))
 PLAN = msgspec.structs.replace(ALONE, fence=5, canary="new", canary_weight=0.25, rollout_id=UUID(int=7), stage=0)
 BACK = msgspec.structs.replace(ALONE, fence=6)
 HALF = msgspec.structs.replace(PLAN, fence=6, canary_weight=0.5, stage=1)
 V1, V2 = "seldon_v1", "seldon_v2"
+RBAC = Path(__file__).parents[2] / "deploy" / "seldon" / "rbac.yaml"
 
 
 class Time:
@@ -45,9 +48,9 @@ def time() -> Time:
     return Time()
 
 
-@pytest.fixture
-def cluster(time: Time) -> Cluster:
-    return make_cluster(clock=time)
+@pytest.fixture(params=CLUSTERS)
+def cluster(request: pytest.FixtureRequest, new_cluster: Callable[..., Cluster], time: Time) -> Cluster:
+    return new_cluster(request.param, clock=time)
 
 
 @pytest.fixture(params=[V1, V2])
@@ -212,6 +215,32 @@ def test_an_experiment_whose_default_is_the_stable_model_would_split_callers_who
         assert {cluster.send_keyed("chat-old") for _ in range(40)} == {"old"}
 
 
+def rights_of_the_role() -> set[tuple[str, str]]:
+    role = next(item for item in yaml.safe_load_all(RBAC.read_text()) if item["kind"] == "Role")
+    return {(plural, verb) for rule in role["rules"] for plural in rule["resources"] for verb in rule["verbs"]}
+
+
+def right(method: str, path: str) -> tuple[str, str]:
+    """What a call needs, as RBAC names it."""
+    _, _, _, _, _, plural, *name = path.split("/")[1:]
+    verbs = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete", "GET": "get" if name else "list"}
+    return plural, verbs[method]
+
+
+def test_the_role_holds_the_rights_that_the_backends_use_and_no_others(cluster: Cluster, time: Time) -> None:
+    for line in (V1, V2):
+        with seldon_backend(line, cluster, [], clock=time) as backend:
+            for place in ("old", "new", "new-place"):
+                backend.prepare(place[:3], f"/models/{place}")
+            backend.apply(PLAN)
+            cluster.faults.ineffective = True
+            cured(backend, cluster, time, BACK, looks=5)
+            cluster.faults.ineffective = False
+            backend.teardown("new")
+            backend.observe()
+    assert {right(*call) for call in cluster.calls if "/apis/" in call[1]} == rights_of_the_role()
+
+
 # The client -----------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +277,25 @@ def test_refusals_are_sorted_into_what_to_do(code: int, message: str, error: typ
     transport = httpx.MockTransport(answering(code, {"message": message}, []))
     with KubeApi("http://cluster", "hone", transport=transport) as api, pytest.raises(error, match=words):
         api.get(DEPLOYMENTS, NAME)
+
+
+def test_a_kind_that_the_cluster_does_not_serve_is_no_missing_object(cluster: Cluster) -> None:
+    with KubeApi("http://cluster", "hone", transport=cluster.transport()) as api:
+        assert api.get(EXPERIMENTS, NAME) is None
+        with pytest.raises(Retryable, match="404 page not found: the cluster does not serve this kind"):
+            api.get(replace(EXPERIMENTS, version="v9"), NAME)
+
+
+@pytest.mark.shared
+def test_a_field_that_nobody_knows_is_refused_and_named_in_few_words(cluster: Cluster) -> None:
+    good = render_experiment(PLAN, name=NAME, namespace="hone")
+    with KubeApi("http://cluster", "hone", transport=cluster.transport()) as api:
+        with pytest.raises(Retryable, match=r"400.*unknown field.*trafic"):
+            api.create(EXPERIMENTS, good | {"spec": good["spec"] | {"trafic": 5}})
+        api.create(EXPERIMENTS, good)
+        with pytest.raises(Stale, match=r"422.*unknown field.*trafic") as refused:
+            api.patch(EXPERIMENTS, NAME, [{"op": "add", "path": "/spec/trafic", "value": 5}])
+    assert len(str(refused.value)) < 700
 
 
 def test_outside_of_a_cluster_the_error_names_kubectl_proxy() -> None:

@@ -7,18 +7,16 @@ from uuid import UUID
 
 import jsonschema
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hone.records import TrafficPlan
 from serving.traffic.kubernetes import coarse_parts, parts_of, resource_name
-from serving.traffic.seldon_v1 import DEPLOYMENTS, check_predictors, render_deployment, render_predictor, split
-from serving.traffic.seldon_v2 import EXPERIMENTS, MODELS, check_experiment, render_experiment, render_model
+from serving.traffic.seldon_v1 import check_predictors, render_deployment, render_predictor, split
+from serving.traffic.seldon_v2 import check_experiment, render_experiment, render_model
 from tests.support.kubernetes import EXPERIMENT, MODEL, V1, validator
 
 IMAGE = "hone-seldon-v1:1"
-RBAC = Path(__file__).parents[2] / "deploy" / "seldon" / "rbac.yaml"
 
 
 def plan(weight: float = 0.0, *, canary: str | None = "v42", shadow: bool = False) -> TrafficPlan:
@@ -183,10 +181,3 @@ def test_every_version_gives_a_legal_name(version: str) -> None:
 def test_versions_that_look_alike_get_different_names() -> None:
     assert resource_name("chat", "v1") == "chat-v1"
     assert len({resource_name("chat", version) for version in ("v.1", "v_1", "V-1", "v-1")}) == 4
-
-
-def test_the_role_allows_what_the_client_sends_and_nothing_of_other_groups() -> None:
-    role = next(item for item in yaml.safe_load_all(RBAC.read_text()) if item["kind"] == "Role")
-    allowed = {(rule["apiGroups"][0], plural) for rule in role["rules"] for plural in rule["resources"]}
-    assert allowed == {(kind.group, kind.plural) for kind in (DEPLOYMENTS, MODELS, EXPERIMENTS)}
-    assert all(set(rule["verbs"]) == {"get", "list", "create", "patch", "delete"} for rule in role["rules"])
