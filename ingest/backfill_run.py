@@ -17,7 +17,7 @@ from hone.cli.overview_text import orphans_text
 from hone.errors import ConfigError, HoneError, InvalidEvent
 from hone.health import Pulse
 from hone.settings import Settings
-from hone.store.history import count_attempts, count_letters, follow_name, letters_of
+from hone.store.history import count_attempts, count_letters, follow_name, letters_of, supersede_letters
 from hone.store.offsets import Group
 from hone.store.unpaired import count_unanswered
 from ingest import consumer
@@ -87,8 +87,10 @@ class Backfill:
         with self.sessions.begin() as session:
             attempt = count_attempts(session, GROUP, prefix)
             attempt = attempt + 1 if again or not attempt else attempt
-            group = Group(GROUP, f"{prefix}#{attempt}", letters=f"{prefix}#1")
+            group = Group(GROUP, f"{prefix}#{attempt}", letters=letters_name(prefix))
             follow_name(session, group, partition_of(path).topic)
+            if stream is not None:
+                supersede_letters(session, letters_name(fingerprint(path, None)))
         with bar(path.stat().st_size, path.name, in_bytes=True) as show:
             source = FileSource(path, self.halt, show)
             try:
@@ -211,6 +213,11 @@ class Backfill:
         """Return the command that reads files through a stream."""
         command = self.book.command("backfill", *paths, "--stream", next(iter(self.book.for_files), "NAME"))
         return f"`{command}{'' if self.book.path else ' --mapping FILE'}` (docs/streams.md)"
+
+
+def letters_name(prefix: str) -> str:
+    """Return the name under which all runs over a content keep its dead letters: that of the first one's life."""
+    return f"{prefix}#1"
 
 
 def plural(number: int, noun: str) -> str:

@@ -12,12 +12,12 @@ WINDOW_MESSAGES = 1000
 class BreakerOpen(HoneError):
     """Too many messages are invalid; nothing of the batch was stored."""
 
-    def __init__(self, found: str, setting: str, value: float) -> None:
-        """`found` is what was seen, beyond what the setting allows."""
-        self.found = f"{found}, more than ingest.{setting} = {value:g}"
+    def __init__(self, found: str, setting: str, value: float, example: str) -> None:
+        """`found` is what was seen, beyond what the setting allows; `example` is one of the messages."""
+        self.found = f"{found}, more than ingest.{setting} = {value:g}; the last: {example}"
         super().__init__(
-            f"{self.found}: repair the producer (`hone dead-letters list` shows the reasons so far), or raise it; then "
-            "start ingest again (`hone restart ingest` where `hone up` runs)"
+            f"{self.found}. Repair the producer, or raise the setting; then start ingest again "
+            "(`hone restart ingest` where `hone up` runs)"
         )
 
 
@@ -31,19 +31,21 @@ class Breaker:
         self.runs: Mapping[Partition, int] = {}
         "How many invalid messages each partition ended with."
 
-    def check(self, num_messages: int, num_invalid: int, longest_run: int = 0) -> None:
-        """Judge a batch before it is committed.
+    def check(self, num_messages: int, num_invalid: int, longest_run: int = 0, example: str = "") -> None:
+        """Judge a batch before it is committed; `example` is one of its invalid messages.
 
         Raises:
             BreakerOpen: share or run is too large; nothing of this batch may stay, so that a repaired ingest reads it.
         """
         if longest_run > self.max_invalid_run:
-            raise BreakerOpen(f"{longest_run} messages in a row are invalid", "max_invalid_run", self.max_invalid_run)
+            raise BreakerOpen(
+                f"{longest_run} messages in a row are invalid", "max_invalid_run", self.max_invalid_run, example
+            )
         total = num_messages + sum(messages for messages, _ in self.batches)
         invalid = num_invalid + sum(bad for _, bad in self.batches)
         if total >= WINDOW_MESSAGES and invalid > self.max_invalid_share * total:
             found = f"{invalid} of the last {total} messages are invalid"
-            raise BreakerOpen(found, "max_invalid_share", self.max_invalid_share)
+            raise BreakerOpen(found, "max_invalid_share", self.max_invalid_share, example)
 
     def count(self, num_messages: int, num_invalid: int, runs: Mapping[Partition, int] | None = None) -> None:
         """Remember a batch that was stored, and forget those that the window no longer needs."""

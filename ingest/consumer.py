@@ -15,12 +15,12 @@ from threading import Event
 from sqlalchemy.orm import Session, sessionmaker
 
 from hone import metrics
-from hone.errors import Conflict, Fenced, Retryable
+from hone.errors import Conflict, Fenced, InvalidEvent, Retryable
 from hone.health import Pulse
 from hone.store.erasure import Forgotten
 from hone.store.faults import DATABASE_ERRORS, Fault, fault_of
 from hone.store.offsets import Claim, Group, Partition, claim_partitions
-from ingest.batch import Batch, Decode, Outcome, decode_native, sort_messages, store_batch
+from ingest.batch import Batch, Decode, Outcome, RawMessage, decode_native, sort_messages, store_batch
 from ingest.breaker import Breaker
 from ingest.reading import Reading
 from ingest.source import PositionLost
@@ -151,9 +151,15 @@ def commit(ingest: Ingest, batch: Batch) -> Outcome:
         outcome = store_batch(session, ingest.group, batch, ingest.forgotten, ingest.crash)
         if len(outcome.refused) > len(batch.bad):
             batch.count_runs(outcome.refused, ingest.breaker.runs)
-        ingest.breaker.check(batch.num_messages, len(outcome.refused), batch.longest_run)
+        example = told(*outcome.refused[-1]) if outcome.refused else ""
+        ingest.breaker.check(batch.num_messages, len(outcome.refused), batch.longest_run, example)
         ingest.crash("stored")
     return outcome
+
+
+def told(message: RawMessage, error: InvalidEvent) -> str:
+    """Return where a refused message lies, and why it is refused."""
+    return f"{message.partition.topic}/{message.partition.number}@{message.offset}: {error}"
 
 
 def claim(ingest: Ingest) -> None:

@@ -1,6 +1,7 @@
 """Send dead letters back, as they are or repaired: to their topic, or as hone's records where that is not ours."""
 
 import difflib
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -95,10 +96,15 @@ def require_native(letter: DeadLetterRow, book: Book) -> None:
     if letter.topic.startswith("file:"):
         name, stream = letter.topic.removeprefix("file:"), stream_of(letter.incarnation)
         mapping = ["--stream", stream, *([] if book.path else ["--mapping", "FILE"])] if stream else []
-        command = book.command("backfill", name, *mapping, "--again")
+        again = (
+            f"correct the mapping, then `{book.command('backfill', name, *mapping, '--again')}`; or " if stream else ""
+        )
+        dismiss = shlex.join(
+            ["hone", "dead-letters", "dismiss", "--topic", letter.topic, "--reason", "corrected", "--yes"]
+        )
         raise ConfigError(
-            f"dead letter {letter.dead_letter_id} is of a file and cannot be sent back: correct the file"
-            f"{', or its mapping,' if stream else ''} and read it: `{command}`"
+            f"dead letter {letter.dead_letter_id} is of a file and cannot be sent back: {again}correct the file, then "
+            f"`{book.command('backfill', name, *mapping)}` and `{dismiss}`"
         )
     if letter.topic not in NATIVE_TOPICS:
         raise ConfigError(

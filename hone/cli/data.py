@@ -1,7 +1,9 @@
 """Commands of feedback and data: pairs, dead letters, history in and out, imports, replay, erasure, keys."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -74,7 +76,16 @@ LETTER = (
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Messages that could not become rows: list, show, replay, dismiss."""
+    """Messages that could not become rows: list, show, replay, dismiss.
+
+    Each is kept with its bytes and the reason, and waits for one of these:
+
+    \b
+    of a topic    hone dead-letters show ID --body > FILE, repair FILE,
+                  hone dead-letters replay ID --fixed FILE
+    of a file     correct the mapping, hone backfill FILE … --again
+    otherwise     hone dead-letters dismiss ID --reason …
+    """  # noqa: D301  # click keeps the lines of such a paragraph
 
 
 @dead_letters.command(name="list")
@@ -85,19 +96,34 @@ def dead_letters() -> None:
 @json_option
 def dead_letters_list(id_only: bool, reason: str | None, waiting: bool, limit: int, as_json: bool) -> None:
     """List the newest dead letters, and count all by reason."""
-    names = LETTER
     with transaction(current_settings()) as session:
         letters = list_dead_letters(session, reason=reason, waiting_only=waiting, limit=limit)
-        rows = [{name: getattr(letter, name) for name in names} for letter in letters]
+        rows = [{name: getattr(letter, name) for name in LETTER} for letter in letters]
         counts = count_dead_letters(session, waiting_only=waiting)
     if id_only:
         return click.echo("\n".join(str(row["dead_letter_id"]) for row in rows))
     if as_json:
         return show_json({"by_reason": counts, "newest": rows})
-    table([{**row, "detail": short(row["detail"])} for row in rows], False, "no dead letter")
+    table([letter_row(row) for row in rows], False, "no dead letter waits" if waiting else "no dead letter")
     if counts:
         reasons = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
-        click.echo(f"\n{'waiting' if waiting else 'in all'}: {reasons}")
+        click.echo(f"\n{'waiting' if waiting else 'in all'}: {reasons} (`hone dead-letters --help`: what can be done)")
+
+
+def letter_row(letter: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a person looks for in a list: which, why, where, since when, and whether it waits."""
+    settled = ((name, letter[f"{name}_at"]) for name in ("dismissed", "replayed"))
+    state = next((f"{name} {at:%Y-%m-%d %H:%M}" for name, at in settled if at), "waits")
+    is_file = letter["topic"].startswith("file:")
+    place = f"{letter['topic']}:{letter['offset']}" if is_file else "{topic}/{partition}@{offset}".format(**letter)
+    return {
+        "id": letter["dead_letter_id"],
+        "reason": letter["reason"],
+        "detail": short(letter["detail"]),
+        "place": place,
+        "since": letter["created_at"],
+        "state": state,
+    }
 
 
 @dead_letters.command(name="show")
@@ -136,9 +162,9 @@ def pretty(body: str) -> str:
 def dead_letters_replay(
     dead_letter_ids: tuple[int, ...], fixed: Path | None, mapping: str | None, dry_run: bool
 ) -> None:
-    """Send dead letters back to their topic, as they are or repaired; needs the checkout.
+    """Send letters back to their topic, as they are or repaired.
 
-    A message that ingest would refuse again is not sent. Sending one twice stores it once.
+    Needs the checkout. A message that ingest would refuse again is not sent. Sending one twice stores it once.
     """
     use(mapping)
     words = [word for number in dead_letter_ids for word in ("--id", str(number))]
@@ -165,7 +191,7 @@ def dead_letters_dismiss(
     actor: str,
     as_json: bool,
 ) -> None:
-    """Let dead letters wait no more, when nothing is to be done about them.
+    """Let letters wait no more about which nothing is to be done.
 
     They are kept with their messages, and may still be shown, and replayed if of a topic. Letters must
     fit all that is given: ids, --topic, --refused-for.

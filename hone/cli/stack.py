@@ -1,5 +1,6 @@
 """Commands of the stack: up, down, restart, status, doctor, migrate, freeze, unfreeze."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def status(as_json: bool) -> None:
     parts, now = part_rows(), utc_now()
     if not as_json:
         table(parts, False, "no local stack runs here (`hone up` starts one)")
-        if ended := [part["part"] for part in parts if part["health"] == "dead"]:
-            click.secho(f"{', '.join(ended)}: ended; read the log, then `hone restart {' '.join(ended)}`", fg="red")
+        for part in parts:
+            if part["health"] == "dead":
+                click.secho(ended_text(part), fg="red")
         click.echo()
     with transaction(settings) as session:
         facts = overview(session, settings, now)
@@ -113,6 +115,14 @@ def part_rows() -> list[dict[str, Any]]:
         }
         for program in (state.programs if state else ())
     ]
+
+
+def ended_text(part: Mapping[str, Any]) -> str:
+    """Say that a program has ended, and its last words, which mostly say what to do."""
+    from hone.local.processes import tail
+
+    words = tail(Path(part["log"]), 1).strip() or "its log is empty"
+    return f"{part['part']} has ended: {words}\n  when that is repaired: `hone restart {part['part']}`"
 
 
 def health(url: str) -> str:

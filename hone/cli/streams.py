@@ -58,9 +58,14 @@ def backfill(
 ) -> None:
     """Store months of history from files or a topic, once however often it is run.
 
-    FILES are JSON lines, one JSON list, or CSV, plain or gzipped. A run that was stopped goes on where it was; what is
-    refused becomes a dead letter with its line number. Needs the checkout.
-    """
+    FILES are JSON lines or one JSON list (.jsonl, .ndjson, .json), or tables (.csv, .tsv), plain or .gz. A run that
+    was stopped goes on where it was; what is refused becomes a dead letter with its line number. Needs the checkout.
+
+    \b
+    hone backfill votes.csv --mapping streams.toml --stream ratings --dry-run
+    hone backfill votes.csv --mapping streams.toml --stream ratings
+    hone backfill --topic acme.ratings --mapping streams.toml
+    """  # noqa: D301  # click keeps the lines of such a paragraph
     use(mapping)
     words = [*(["--topic", topic] if topic else []), *(["--stream", stream] if stream else [])]
     words += [*(["--dry-run"] if dry_run else []), *(["--again"] if again else [])]

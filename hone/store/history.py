@@ -7,7 +7,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from hone.store.dead_letters import DeadLetter
+from hone.store.dead_letters import WAITING, DeadLetter
 from hone.store.offsets import Group, Partition, Step
 from hone.store.tables import ConsumerOffsetRow, DeadLetterRow
 
@@ -44,6 +44,13 @@ def follow_name(session: Session, group: Group, topic: str) -> None:
     names = {**asdict(group), "topic": topic}
     session.execute(text(RENAME_OFFSETS), names)
     session.execute(text(RENAME_LETTERS), names)
+
+
+def supersede_letters(session: Session, name: str) -> None:
+    """Let letters wait no more whose lines are read in another way now: why that one refused them is of no interest."""
+    session.execute(
+        update(DeadLetterRow).where(DeadLetterRow.incarnation == name, WAITING).values(replayed_at=func.now())
+    )
 
 
 def renew_dead_letters(

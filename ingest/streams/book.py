@@ -69,7 +69,8 @@ class Book:
             return next(iter(self.for_files.values()))
         if name not in self.for_files:
             names = ", ".join(self.for_files) or "none: give --mapping FILE, or set ingest.streams (docs/streams.md)"
-            raise ConfigError(f"{name or 'no stream is named, and there is not just one'}: the streams are {names}")
+            found = f"there is no stream {name}" if name else "several streams could read it: give one with --stream"
+            raise ConfigError(f"{found}; the streams are {names}")
         return self.for_files[name]
 
     def require_topic(self, topic: str) -> None:

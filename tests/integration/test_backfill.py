@@ -193,6 +193,18 @@ def test_a_line_that_fails_again_keeps_its_letter_and_a_dismissed_one_stays_dism
     assert said[-1].startswith("2 refused lines written"), "a dismissed line is a refused one"
 
 
+def test_letters_of_a_reading_without_the_stream_wait_no_more_once_the_stream_reads_the_file(
+    make: Make, sessions: Sessions, tmp_path: Path
+) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text(f'{{"on": "{uid("a")}", "at": "2026-01-05T12:00:00Z", "id": "v-1"}}\n{{"on": "b"}}\n')
+    make().file(path, None, again=False)
+    assert [line for line, _ in waiting(sessions)] == [1, 2]
+    make(book(feedback_stream('event_id = "id"'))).file(path, "s", again=False)
+    assert [line for line, _ in waiting(sessions)] == [2], "it lacks its time, whoever reads it"
+    assert len(letters(sessions)) == 3
+
+
 def test_letters_wait_until_their_lines_are_read_again(make: Make, sessions: Sessions, tmp_path: Path) -> None:
     path = native_file(tmp_path / "old.jsonl", 60, b"{broken")
     make().file(path, None, again=False)
@@ -320,7 +332,7 @@ def test_a_file_that_is_cut_off_keeps_what_came_before_and_says_where(
 def test_a_file_of_nothing_but_rubbish_stops_at_the_breaker(make: Make, sessions: Sessions, tmp_path: Path) -> None:
     path = tmp_path / "old.jsonl"
     path.write_bytes(b"rubbish\n" * 5000)
-    with pytest.raises(HoneError, match="invalid"):
+    with pytest.raises(HoneError, match=r"are invalid, more than .* the last: file:old.jsonl/0@\d+: not_json"):
         make().file(path, None, again=False)
     assert count(sessions, DeadLetterRow) < 1000
 

@@ -112,6 +112,8 @@ def test_dead_letters_are_listed_and_shown_with_their_message(run: Run, sessions
     assert run("dead-letters", "list", "--reason", "wrong_shape", "--id-only").stdout == f"{first}\n"
     assert '"a": 1' in run("dead-letters", "show", first).stdout
     assert read(run("dead-letters", "show", first + 1, "--json"))["body"] == "\\xff"
+    line = run("dead-letters", "list", "--reason", "not_json").stdout.splitlines()[1]
+    assert f"{FEEDBACK_TOPIC}/0@2" in line and line.endswith("waits")
     assert "no dead letter 99" in run("dead-letters", "show", 99, code=1).stderr
 
 

@@ -1,5 +1,6 @@
 """Refused messages: listed, repaired, sent back, and then stored exactly once."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -145,15 +146,28 @@ def test_a_message_that_no_mapping_reads_any_more_is_named(sessions: Sessions, b
         run(sessions, broker, number)
 
 
-@pytest.mark.parametrize(("life", "more"), [("hone", ""), ("votes", " --stream votes --mapping FILE")])
-def test_a_letter_of_a_file_names_the_command_that_reads_it_again(
-    sessions: Sessions, broker: str, life: str, more: str
+@pytest.mark.parametrize(
+    ("life", "commands"),
+    [
+        ("hone", ["backfill 'old votes.jsonl'"]),
+        (
+            "votes",
+            [
+                "backfill 'old votes.jsonl' --stream votes --mapping FILE --again",
+                "backfill 'old votes.jsonl' --stream votes --mapping FILE",
+            ],
+        ),
+    ],
+)
+def test_a_letter_of_a_file_names_the_commands_that_settle_it(
+    sessions: Sessions, broker: str, life: str, commands: list[str]
 ) -> None:
     of_file = replace(letter(), topic="file:old votes.jsonl", incarnation=f"{life}:sha256:00#1")
     (number,) = add(sessions, of_file)
     with pytest.raises(ConfigError) as caught:
         run(sessions, broker, number)
-    assert f"`hone backfill 'old votes.jsonl'{more} --again`" in str(caught.value)
+    dismiss = "dead-letters dismiss --topic 'file:old votes.jsonl' --reason corrected --yes"
+    assert re.findall("`hone ([^`]+)`", str(caught.value)) == [*commands, dismiss]
 
 
 def test_a_missing_letter_and_a_missing_file_are_named(sessions: Sessions, broker: str, tmp_path: Path) -> None:

@@ -41,13 +41,14 @@ def test_a_program_that_has_ended_is_named_by_the_status_and_started_with_the_se
     run = make_run(store_url, monkeypatch, tmp_path)
     place = place_in(tmp_path)
     write_environment(ENVIRONMENT_FILE, stack_environment(place, store_url))
-    idle = Program(name="pairs", argv=("sleep", "0"), log_path=tmp_path / "log")
+    idle = Program(name="pairs", argv=("echo", "too tired"), log_path=tmp_path / "log")
     starter = Supervisor(STATE_FILE, detached=True)
     starter.launch(idle)
-    starter.launch(replace(idle, name="gateway", argv=("sleep", "600")))
+    starter.launch(replace(idle, name="gateway", argv=("sleep", "600"), log_path=tmp_path / "other"))
     try:
         wait_for(lambda: starter.exit_code("pairs") == 0)
-        assert "pairs: ended; read the log, then `hone restart pairs`" in run("status").stdout
+        said = run("status").stdout
+        assert "pairs has ended: too tired\n  when that is repaired: `hone restart pairs`" in said
         with pytest.raises(ConfigError, match="postgres is not one of runtime, gateway, ingest, pairs"):
             restart_programs(["postgres"], print, place)
         monkeypatch.setenv("HONE_TRIGGER__MIN_PAIRS", "77")
