@@ -54,6 +54,7 @@ class KubeApi:
         """`token_file` is read before each request: Kubernetes replaces tokens while a program runs."""
         self.url, self.namespace, self.token_file = url.rstrip("/"), namespace, token_file
         verify = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else True
+        self._was_let_in = False
         self._client = httpx.Client(timeout=TIMEOUT_S, transport=transport, verify=verify, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -71,7 +72,10 @@ class KubeApi:
     def get(self, kind: Kind, name: str) -> Manifest | None:
         """Return the object, or None where there is none."""
         answer = self._send("GET", kind.path(self.namespace, name))
-        return None if is_missing(answer) else self._document(answer)
+        if is_missing(answer):
+            self._was_let_in = True
+            return None
+        return self._document(answer)
 
     def list(self, kind: Kind, label: str) -> list[Manifest]:
         """Return the objects that carry this label (`key=value`)."""
@@ -129,8 +133,14 @@ class KubeApi:
             raise ConfigError(f"cannot read the token {file} ({error.strerror}): set seldon.token_file") from None
 
     def _document(self, answer: httpx.Response) -> Manifest:
-        """Return the body of a success; sort everything else."""
+        """Return the body of a success; sort everything else.
+
+        Raises:
+            ConfigError: we are refused, and never were let in. Later it passes: an API server that has just started
+                refuses everybody until it knows its roles and accounts.
+        """
         if answer.is_success:
+            self._was_let_in = True
             return dict(answer.json())
         request = answer.request
         what = f"{request.method} {request.url.path}: {answer.status_code} {message_of(answer)}"
@@ -139,7 +149,9 @@ class KubeApi:
         if answer.status_code in (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.NOT_FOUND):
             raise Stale(what)
         if answer.status_code in NO_ACCESS and "admission webhook" not in what:
-            raise ConfigError(f"{what}: give hone's service account the role of deploy/seldon/rbac.yaml")
+            raise (Retryable if self._was_let_in else ConfigError)(
+                f"{what}: give hone's service account the role of deploy/seldon/rbac.yaml"
+            )
         raise Retryable(what)
 
 

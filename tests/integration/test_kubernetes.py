@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -237,6 +238,31 @@ def test_a_server_whose_certificate_is_not_the_clusters_is_not_spoken_to(
     token.write_text("a secret")
     with KubeApi(kube_server.url, NAMESPACE, token_file=token) as api, pytest.raises(Retryable, match="CERTIFICATE"):
         api.get(DEPLOYMENTS, NAME)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_server_that_crashes_and_starts_again_is_waited_for_and_keeps_what_was_written(
+    kube_server: KubeServer, cluster: KubeCluster, tmp_path: Path, line: str
+) -> None:
+    with seldon_backend(line, cluster, []) as backend:
+        backend.prepare("old", "/models/old")
+        backend.prepare("new", "/models/new")
+    with open_backend(settings_of(kube_server, line, tmp_path)) as backend:
+        backend.split_past(PLAN)
+        crash = threading.Thread(target=kube_server.crash)
+        crash.start()
+        away = 0
+        while crash.is_alive():
+            try:
+                backend.split_past(BACK if away else PLAN)
+            except Retryable:
+                away += 1
+            time.sleep(0.005)
+        crash.join()
+        backend.split_past(BACK)
+        cluster.operator.reconcile()
+        assert backend.observe().resource_carries(BACK, backend.capabilities().min_step)
+    assert away
 
 
 @pytest.mark.parametrize("line", LINES)

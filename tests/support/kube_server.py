@@ -29,6 +29,7 @@ class KubeServer:
     url: str
     ca_file: Path
     admin_token: str
+    supervisor: Supervisor
 
     def client(self, token: str | None = None) -> httpx.Client:
         """A client that trusts the server's certificate, with the administrator's rights unless a token is given."""
@@ -37,6 +38,21 @@ class KubeServer:
 
     def trust(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=str(self.ca_file))
+
+    def crash(self) -> None:
+        """Kill it and start it again; what it stored is there afterwards."""
+        self.supervisor.kill("kube-apiserver")
+        self.supervisor.restart("kube-apiserver")
+        self.await_kinds()
+
+    def await_kinds(self) -> None:
+        """Wait until every kind that is defined is served too: at first the server knows it and has no store for it."""
+        deadline = time.monotonic() + 30
+        with self.client() as admin:
+            definitions = succeeded(admin.get(DEFINITIONS))["items"]
+            while not all(admin.get(path_of_all(one)).is_success for one in definitions):
+                assert time.monotonic() < deadline, "the definitions are not served after 30 s"
+                time.sleep(0.05)
 
     def is_ready(self) -> bool:
         if not self.ca_file.exists():
@@ -84,8 +100,9 @@ def succeeded(answer: httpx.Response) -> dict[str, Any]:
 def running_server(directory: Path) -> Iterator[KubeServer]:
     """Run etcd and the API server for the length of the block; nothing they store outlives it."""
     clients, peers, port = free_ports(3)
-    server = KubeServer(f"https://127.0.0.1:{port}", directory / "certificates" / "apiserver.crt", token_hex(16))
+    certificate = directory / "certificates" / "apiserver.crt"
     with Supervisor(directory / "kubernetes.json", stop_timeout_s=2.0) as supervisor:
+        server = KubeServer(f"https://127.0.0.1:{port}", certificate, token_hex(16), supervisor)
         supervisor.start(etcd(directory, clients, peers))
         supervisor.start(api_server(directory, server, port, clients))
         yield server
@@ -137,15 +154,13 @@ def install(server: KubeServer, manifests: Iterable[dict[str, Any]]) -> None:
         # What the controllers of a whole cluster would make: every namespace has it, and every pod needs it.
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
         succeeded(admin.post(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", json=account))
-        deadline = time.monotonic() + 30
-        while not all(is_established(one) for one in succeeded(admin.get(DEFINITIONS))["items"]):
-            assert time.monotonic() < deadline, "the definitions are not served after 30 s"
-            time.sleep(0.1)
+    server.await_kinds()
 
 
-def is_established(definition: dict[str, Any]) -> bool:
-    conditions = (definition.get("status") or {}).get("conditions") or []
-    return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
+def path_of_all(definition: dict[str, Any]) -> str:
+    """The path of the objects of a custom kind, in all namespaces."""
+    spec = definition["spec"]
+    return f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
 
 
 def collection_of(manifest: dict[str, Any]) -> str:

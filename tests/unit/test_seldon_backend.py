@@ -298,6 +298,16 @@ def test_a_field_that_nobody_knows_is_refused_and_named_in_few_words(cluster: Cl
     assert len(str(refused.value)) < 700
 
 
+@pytest.mark.parametrize("code", [401, 403])
+def test_who_was_let_in_once_waits_until_the_server_knows_its_roles_again(code: int) -> None:
+    codes = iter([404, code])
+    transport = httpx.MockTransport(lambda request: httpx.Response(next(codes), json={"message": "forbidden"}))
+    with KubeApi("http://cluster", "hone", transport=transport) as api:
+        assert api.get(DEPLOYMENTS, NAME) is None
+        with pytest.raises(Retryable, match=r"forbidden.*rbac\.yaml"):
+            api.get(DEPLOYMENTS, NAME)
+
+
 def test_outside_of_a_cluster_the_error_names_kubectl_proxy() -> None:
     settings = Settings(traffic_backend="seldon_v2", seldon={"token_file": "/nowhere/token"})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"seldon\.token_file = /nowhere/token.*kubectl proxy"):
