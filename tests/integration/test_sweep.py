@@ -201,6 +201,7 @@ def test_a_frozen_dataset_is_copied_for_the_trials_and_named_again_by_the_best_s
         pytest.param("space.seed=[0]", "dev rows, and the dataset has none", id="nothing to measure on"),
         pytest.param("objective=loss", "none of dev_accuracy", id="an objective that is not known"),
         pytest.param("prune=true", "stop.patience", id="nothing to prune by"),
+        pytest.param("prune=true method=ppo", "ppo has none: take prune out", id="a method without a dev loss"),
         pytest.param("spec.launcher=ray", "local runs", id="another launcher"),
         pytest.param("space.dataset=['a']", "cannot be varied", id="not a recipe"),
     ],
@@ -221,6 +222,6 @@ def test_a_wrong_sweep_is_refused_before_anything_starts(
     if change.startswith("space.seed"):
         rows = write_rows(tmp_path / "few" / "train.jsonl", [row(k) for k in range(4)]).parent
     places = [f"--set=spec.dataset={rows}", f"--set=spec.base={tiny_base}"]
-    assert main(["sweep", str(tmp_path / "sweep.toml"), *places, f"--set={change}"]) == 2
+    assert main(["sweep", str(tmp_path / "sweep.toml"), *places, *(f"--set={part}" for part in change.split())]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.glob("var/runs/*/evaluation.json"))

@@ -36,10 +36,12 @@ SAMPLED: dict[str, Any] = {
     "rewards": {"functions": {"tests.support.rewards:length": 1.0}},
     "stop_rules": "record",
 }
+LOOKING: dict[str, Any] = {"stop": {"patience": 9}}
+"""Dev rows choose the checkpoint."""
 TWO = "dpo in two processes"
-NATIVE: dict[str, Any] = {"method": "dpo", "engine": "native", "stop": {"patience": 9}}
+NATIVE: dict[str, Any] = {"method": "dpo", "engine": "native", **LOOKING}
 METHODS: dict[str, tuple[dict[str, Any], int]] = {
-    "sft": ({"method": "sft"}, 3),
+    "sft": ({"method": "sft", **LOOKING}, 3),
     "reward_model": ({"method": "reward_model", "reward": {"min_accuracy": 0.5}, "learning_rate": 1e-2}, 6),
     "dpo": ({"method": "dpo", "engine": "trl"}, 6),
     "kto": ({"method": "kto", "kto": {"min_rows": 4}}, 3),

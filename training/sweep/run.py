@@ -18,7 +18,7 @@ from hone.settings import Settings
 from training.jobs import data_key, make_job, write_data
 from training.launch.start import ROOT
 from training.pairs import read_rows
-from training.spec import Job, RunSpec, load_spec, merged, parse
+from training.spec import TABLES, Job, RunSpec, load_spec, merged, parse
 from training.start import optional_transaction
 from training.sweep import study as studies
 from training.sweep.ablation import Trial
@@ -74,13 +74,10 @@ def prepare(settings: Settings, sweep: Sweep) -> Ground:
         HoneError: spec, base or rows do not allow the sweep, or a level is none that the spec takes.
     """
     person = load_spec(ROOT / "configs" / f"{sweep.method}.toml", {"method": sweep.method, **sweep.spec})
+    check_prunable(sweep, person)
     objective = objective_of(sweep, person)
     if person.launcher != "local" or person.launch.world > 1:
         raise ConfigError('the trials of a sweep are local runs, one after the other: set launcher = "local"')
-    if sweep.prune and person.stop.patience is None:
-        raise ConfigError(
-            "prune looks at the loss on dev rows, which only stop.patience measures: set spec.stop.patience"
-        )
     check_levels(sweep, person.model_dump(mode="json", exclude_defaults=True))
     with optional_transaction(settings, person) as session:
         job = make_job(session, settings, person)
@@ -93,6 +90,16 @@ def prepare(settings: Settings, sweep: Sweep) -> Ground:
     if objective.needs_dev and not read_rows(ground.data / "dev.jsonl"):
         raise ConfigError(f"objective {objective.name} is measured on dev rows, and the dataset has none: name another")
     return ground
+
+
+def check_prunable(sweep: Sweep, person: RunSpec) -> None:
+    """Raise ConfigError where trials are to be pruned by a loss that nobody measures."""
+    if sweep.prune and sweep.method in TABLES["rewards"]:
+        raise ConfigError(f"prune looks at the loss on dev rows, and {sweep.method} has none: take prune out")
+    if sweep.prune and person.stop.patience is None:
+        raise ConfigError(
+            "prune looks at the loss on dev rows, which only stop.patience measures: set spec.stop.patience"
+        )
 
 
 def run_sweep(settings: Settings, sweep: Sweep) -> dict[str, Any]:
