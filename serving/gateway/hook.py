@@ -13,8 +13,9 @@ import msgspec
 from hone import metrics
 from hone.settings import Gateway as Limits
 from serving.gateway.breaker import CLOSED, Policy, abandoned, admit, failed, succeeded
+from serving.gateway.chunks import events
 from serving.gateway.exchange import MAX_COMPLETION_BYTES, Exchange
-from serving.gateway.sse import Summary, events
+from serving.gateway.sse import Summary
 from serving.gateway.wire import Wire
 
 logger = logging.getLogger(__name__)

@@ -1,41 +1,12 @@
 """What an upstream's answer says, whole or as server-sent events: read once, after it was passed on."""
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import msgspec
+
+from serving.gateway.chunks import NO_USAGE, Usage, decode_chunk, events
+from serving.gateway.runs import PROBE_JSON, Frame, find_run
 
 MAX_KEPT_BYTES = 8 << 20
 """More of an answer's text, or of one line, is passed on, but not kept for the record."""
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """OpenAI's count of tokens."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class Delta(msgspec.Struct):
-    """A piece of an answer, or the whole message."""
-
-    content: str | None = None
-
-
-class Choice(msgspec.Struct):
-    """An answer or a piece of one."""
-
-    delta: Delta | None = None
-    message: Delta | None = None
-    finish_reason: str | None = None
-
-
-class Chunk(msgspec.Struct):
-    """A completion, or one event of its stream."""
-
-    choices: list[Choice] = []
-    usage: Usage | None = None
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -47,15 +18,6 @@ class Summary(msgspec.Struct, frozen=True):
     num_completion_tokens: int | None
 
 
-NO_USAGE = Usage()
-CHUNK = msgspec.json.Decoder(Chunk)
-MARK = b"data:"
-TEXTS = msgspec.json.Decoder(list[str])
-TEXT = re.compile(rb'"content":\s?("(?:[^"\\\n]|\\.)*")')
-PROBE = "\ue000"
-JUST_TEXT = Summary(PROBE, None, None, None)
-MIN_RUN_BYTES = 1024
-"""Of whole lines: in fewer than a handful of events no run is looked for."""
 FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -64,14 +26,6 @@ def summarize(body: bytes, *, stream: bool) -> Summary:
     reading = Reading(stream=stream)
     reading.feed(body)
     return reading.summary()
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What surrounds the text of events that differ in nothing else: from `data:` to it, and on to the next event."""
-
-    head: bytes
-    tail: bytes
 
 
 class Reading:
@@ -119,7 +73,7 @@ class Reading:
 
     def _add_events(self, lines: bytes) -> None:
         """Take whole lines."""
-        run = find_run(lines, self._frame) if len(lines) >= MIN_RUN_BYTES else None
+        run = find_run(lines, self._frame)
         if run is not None:
             self._frame = run.frame
             self._add_each(run.before)
@@ -137,78 +91,16 @@ class Reading:
             self.texts.append(text)
 
 
-def decode_chunk(data: bytes) -> Chunk:
-    """Return an event, or a whole completion; bytes that are no UTF-8 are read as replacement characters.
-
-    Raises:
-        msgspec.DecodeError: it is no JSON, or of another shape.
-    """
-    try:
-        return CHUNK.decode(data)
-    except UnicodeDecodeError:
-        return CHUNK.decode(data.decode("utf-8", "replace"))
-
-
-@dataclass(frozen=True)
-class Run:
-    """A stream with many events that differ in nothing but their text: all their text, and the stream around them."""
-
-    before: bytes
-    text: str
-    after: bytes
-    frame: Frame
-
-
-def find_run(body: bytes, known: Frame | None = None) -> Run | None:
-    """Return the run of alike events of a stream, read at once; None where events differ.
-
-    Such events end alike, and their ends, which hold a line break, occur in no text: the stream is split there. Without
-    what they begin with the pieces are the strings of one JSON list, and one call reads it, in a fifth of the time of
-    event by event. `known` is the frame of the events before, if there was one.
-    """
-    frame = known if known is not None and known.head in body else find_frame(body)
-    if frame is None:
-        return None
-    head, tail = frame.head, frame.tail
-    start, last = body.find(head), body.rfind(tail + head)
-    end = body.find(tail, start if last < 0 else last + len(tail))
-    if end < 0 or (start > 0 and body[start - 1 : start] != b"\n"):
-        return None
-    texts = [event.removeprefix(head) for event in body[start:end].split(tail)]
-    try:
-        read = TEXTS.decode(b"[" + b",".join(texts) + b"]")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return Run(body[:start], "".join(read), body[end + len(tail) :], frame) if len(read) == len(texts) else None
-
-
-def find_frame(body: bytes) -> Frame | None:
-    """Return what surrounds the text of the event in the middle: an event that holds a text and nothing else."""
-    start = body.rfind(b"\n" + MARK, 0, len(body) // 2) + 1
-    end = body.find(b"\n" + MARK, start) + 1
-    text = TEXT.search(body, start, end)
-    if not start or not end or text is None:
-        return None
-    head, tail = body[start : text.start(1)], body[text.end(1) : end]
-    probe = Reading(stream=True)
-    for data in events(head + msgspec.json.encode(PROBE) + tail):
-        probe.add(data)
-    return Frame(head, tail) if probe.summary() == JUST_TEXT else None
-
-
-def events(body: bytes) -> Iterator[bytes]:
-    """Yield the data of each whole event but the closing `[DONE]`."""
-    for line in body.split(b"\n"):
-        if line.startswith(MARK) and (data := line[5:].strip()) != b"[DONE]":
-            yield data
-
-
 class Rewriter:
     """Gives a foreign upstream's answer our id and the model name that the client asked for."""
 
     def __init__(self, answer_id: str, model: str) -> None:
         self._id, self._model = msgspec.Raw(msgspec.json.encode(answer_id)), msgspec.Raw(msgspec.json.encode(model))
         self._rest = b""
+        self._frame: Frame | None = None
+        "What the server puts around the texts of alike events."
+        self._ours: Frame | None = None
+        "What stands there instead."
 
     def document(self, body: bytes) -> bytes:
         """Return a completion or chunk with id and model replaced; what is not a JSON object stays as it is."""
@@ -221,8 +113,24 @@ class Rewriter:
 
     def feed(self, data: bytes) -> bytes:
         """Return the whole lines of the stream so far, rewritten; the last, open line waits."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return b"".join(self._line(line) + b"\n" for line in lines)
+        data = self._rest + data
+        end = data.rfind(b"\n") + 1
+        lines, self._rest = data[:end], data[end:]
+        run = find_run(lines, self._frame)
+        ours = self._frame_for(run.frame) if run is not None else None
+        if run is None or ours is None:
+            return self._lines(lines)
+        return self._lines(run.before) + run.framed(ours) + self._lines(run.after)
+
+    def _frame_for(self, frame: Frame) -> Frame | None:
+        """Return what stands around the texts of events that are rewritten; None where the texts are no longer seen."""
+        if self._frame != frame:
+            head, _, tail = self._lines(frame.head + PROBE_JSON + frame.tail).partition(PROBE_JSON)
+            self._frame, self._ours = frame, Frame(head, tail) if tail and PROBE_JSON not in tail else None
+        return self._ours
+
+    def _lines(self, lines: bytes) -> bytes:
+        return b"".join([self._line(line) + b"\n" for line in lines.split(b"\n")[:-1]])
 
     def flush(self) -> bytes:
         """Return the line that was left open at the end; a piece of an event would only tell whose server it is."""

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.gateway.sse import Reading, Rewriter, Summary, events, find_run, summarize
+from serving.gateway.chunks import events
+from serving.gateway.runs import find_run
+from serving.gateway.sse import Reading, Rewriter, Summary, summarize
 
 CHUNKS: list[dict[str, Any]] = [
     {"id": "u1", "model": "m", "system_fingerprint": "f", "choices": [{"index": 0, "delta": {"role": "assistant"}}]},
@@ -83,7 +85,8 @@ def test_every_whole_line_leaves_the_rewriter_at_once() -> None:
 
 
 def an_event(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"id": "u1", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} | more
+    long_id = "u1" * 60  # as long as ours: a handful of events is then a run
+    return {"id": long_id, "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} | more
 
 
 WORDS = st.text(max_size=6) | st.sampled_from(['"', "\\", "\n\ndata: ", '","', "content", '"content":"x"', "\ue000"])
@@ -93,6 +96,7 @@ EVENTS = st.one_of(
         [
             an_event({"role": "assistant", "content": ""}),
             an_event({"content": "a"}, created=2),
+            an_event({"content": "e"}, id="u2", system_fingerprint="\ue000"),
             an_event({"content": "\ue000"}, usage={"completion_tokens": 3}),
             an_event({}, choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]),
             an_event({}, choices=[{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "c"}}]),
@@ -102,8 +106,11 @@ EVENTS = st.one_of(
 )
 
 
+ENDINGS = st.sampled_from(["\n\n", "\r\n\r\n", "\nevent: x\n\n", "\n"])
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.lists(EVENTS, max_size=30), st.sampled_from(["\n\n", "\r\n\r\n", "\nevent: x\n\n", "\n"]), st.data())
+@given(st.lists(EVENTS, max_size=30), ENDINGS, st.data())
 def test_events_read_at_once_say_what_they_say_one_by_one_however_the_stream_is_cut(
     chunks: list[dict[str, Any]], ending: str, data: st.DataObject
 ) -> None:
@@ -118,6 +125,30 @@ def test_events_read_at_once_say_what_they_say_one_by_one_however_the_stream_is_
     assert reading.summary() == summarize(stream, stream=True) == one_by_one.summary()
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=30), ENDINGS, st.data())
+def test_events_rewritten_at_once_are_what_they_are_one_by_one_however_the_stream_is_cut(
+    chunks: list[dict[str, Any]], ending: str, data: st.DataObject
+) -> None:
+    stream = "".join(f"data: {json.dumps(one)}{ending}" for one in chunks).encode() + b"data: [DONE]\n\n"
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
+    pieces = [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])]
+    assert rewritten(*pieces) == rewritten(*stream.splitlines(keepends=True))
+
+
+def test_a_long_run_is_rewritten_in_its_frame() -> None:
+    chunks = [an_event({"content": f'"w{n}" '}, system_fingerprint="f", model="theirs") for n in range(50)]
+    stream = "".join(f"data: {json.dumps(one)}\n\n" for one in chunks).encode()
+    run = find_run(stream)
+    assert run is not None
+    assert len(run.strings) == 50
+    out = rewritten(stream)
+    assert summarize(out, stream=True) == summarize(stream, stream=True)
+    assert out.count(b"chatcmpl-ours") == 50
+    assert b"theirs" not in out
+    assert b"fingerprint" not in out
+
+
 def test_events_that_differ_in_their_text_only_are_read_at_once() -> None:
     chunks = [an_event({"role": "assistant", "content": ""}), *(an_event({"content": f"w{n} "}) for n in range(50))]
     stream = "".join(f"data: {json.dumps(one)}\n\n" for one in chunks).encode()
@@ -129,12 +160,12 @@ def test_events_that_differ_in_their_text_only_are_read_at_once() -> None:
 def test_bytes_that_are_no_utf8_are_read_as_replacement_characters() -> None:
     broken = b'data: {"choices":[{"delta":{"content":"a\xff"}}]}\n\n'
     assert summarize(broken, stream=True).text == "a\ufffd"
-    assert summarize(broken * 50, stream=True).text == "a\ufffd" * 50
+    assert summarize(broken * 80, stream=True).text == "a\ufffd" * 80
     assert summarize(b'{"choices":[{"message":{"content":"\xc3"}}]}', stream=False).text == "\ufffd"
 
 
 def test_two_texts_in_place_of_one_are_no_event() -> None:
     stream = b"".join(
-        b'data: {"choices":[{"delta":{"content":%s}}]}\n\n' % text for text in [b'"a"'] * 8 + [b'"b","c"']
+        b'data: {"choices":[{"delta":{"content":%s}}]}\n\n' % text for text in [b'"a"'] * 80 + [b'"b","c"']
     )
-    assert summarize(stream, stream=True) == Summary("a" * 8, None, None, None)
+    assert summarize(stream, stream=True) == Summary("a" * 80, None, None, None)
