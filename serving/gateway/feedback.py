@@ -85,10 +85,10 @@ class FeedbackIntake:
             named, retry = header(http, b"x-user-id"), header(http, b"idempotency-key")
             user = ids.user_id(self.identity_key, named) if named else None
             event = self._signed(act, act.response_id, user, retry, 0, now)
-            waiting = self.publisher.send(FEEDBACK_TOPIC, key_of(event), EVENT.encode(event))
+            done = functools.partial(acknowledge, event, arrived, out)
+            self.publisher.post(FEEDBACK_TOPIC, key_of(event), EVENT.encode(event), done)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Problem, HoneError):
             return False
-        waiting.add_done_callback(functools.partial(acknowledge, event, arrived, out))
         return True
 
     async def publish(self, events: Sequence[Feedback]) -> None:
@@ -174,10 +174,9 @@ class FeedbackIntake:
         return ids.keyed_uuid(self.identity_key, "event", subject.bytes, position.to_bytes(4, "big"), retry.encode())
 
 
-def acknowledge(event: Feedback, arrived: float, out: Cycle, delivered: "asyncio.Future[None]") -> None:
+def acknowledge(event: Feedback, arrived: float, out: Cycle, error: HoneError | None) -> None:
     """Answer a request of the short way with what became of its event."""
-    error = delivered.exception()
-    if isinstance(error, HoneError):
+    if error is not None:
         problem = not_stored(error)
         count_problem(problem)
         return out.answer_now(problem.status, problem.body(), PROBLEM_JSON, problem.headers())

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -15,6 +15,7 @@ from hone.errors import HoneError, InvalidEvent, Retryable
 
 logger = logging.getLogger(__name__)
 
+Done = Callable[[HoneError | None], None]
 LINGER_MS = 3
 HEALTH_TTL_S = 2.0
 
@@ -39,7 +40,7 @@ class Publisher:
         }
         self._loop = asyncio.get_running_loop()
         self._broken, self._woken = False, False
-        self._outcomes: deque[tuple[asyncio.Future[None], KafkaError | None]] = deque()
+        self._outcomes: deque[tuple[Done, KafkaError | None]] = deque()
         self._producer = Producer(self._config)
         self._closing = threading.Event()
         self._healthy, self._checked_at = False, -HEALTH_TTL_S
@@ -47,23 +48,27 @@ class Publisher:
         self._thread.start()
 
     def send(self, topic: str, key: bytes, value: bytes) -> "asyncio.Future[None]":
-        """Queue a record; the future ends when the broker has it.
+        """Queue a record; the future ends when the broker has it, or with the error that `post` tells; raises as it."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self.post(topic, key, value, functools.partial(_settle, future))
+        return future
+
+    def post(self, topic: str, key: bytes, value: bytes, done: Done) -> None:
+        """Queue a record; `done` is called in the event loop when the broker has it (None), or does not take it.
 
         Raises:
-            Retryable: the queue is full. The future itself raises it too when the broker did not answer in time;
-                the record may then still have arrived.
+            Retryable: the queue is full. `done` gets it too when the broker did not answer in time; the record may then
+                still have arrived.
             InvalidEvent: the record is larger than the broker takes; it never will be.
         """
         if self._broken:
             self._renew()
-        future: asyncio.Future[None] = self._loop.create_future()
         try:
-            self._producer.produce(topic, value, key, on_delivery=functools.partial(self._delivered, future))
+            self._producer.produce(topic, value, key, on_delivery=functools.partial(self._delivered, done))
         except BufferError:
             raise Retryable("the queue to Kafka is full: try again in a few seconds") from None
         except KafkaException as error:
             raise as_error(error.args[0]) from None
-        return future
 
     async def is_healthy(self) -> bool:
         """Say whether a broker answered within the last two seconds."""
@@ -95,17 +100,22 @@ class Publisher:
             self._producer.poll(0.1)
         self._producer.poll(0)
 
-    def _delivered(self, future: "asyncio.Future[None]", error: KafkaError | None, _: Message) -> None:
+    def _delivered(self, done: Done, error: KafkaError | None, _: Message) -> None:
         """Hand the outcome to the event loop, which is woken once for all that are ready."""
-        self._outcomes.append((future, error))
+        self._outcomes.append((done, error))
         if not self._woken:
             self._woken = True
             self._loop.call_soon_threadsafe(self._resolve)
 
     def _resolve(self) -> None:
         self._woken = False  # before the first look: what is appended after the last one wakes the loop again
-        while self._outcomes:
-            _settle(*self._outcomes.popleft())
+        try:
+            while self._outcomes:
+                done, error = self._outcomes.popleft()
+                done(None if error is None else as_error(error))
+        finally:  # a fault in one of them is the loop's to report, and keeps nothing from the others
+            if self._outcomes:
+                self._loop.call_soon(self._resolve)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
@@ -121,13 +131,13 @@ class Publisher:
         old.poll(0)
 
 
-def _settle(future: "asyncio.Future[None]", error: KafkaError | None) -> None:
+def _settle(future: "asyncio.Future[None]", error: HoneError | None) -> None:
     if future.cancelled():
         return
     if error is None:
         future.set_result(None)
     else:
-        future.set_exception(as_error(error))
+        future.set_exception(error)
 
 
 def as_error(error: KafkaError) -> HoneError:

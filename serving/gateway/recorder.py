@@ -73,7 +73,9 @@ class Recorder:
     def __init__(self, publisher: Publisher, spill: Spill) -> None:
         self.publisher, self.spill = publisher, spill
         self._taken: list[Callable[[], Response]] = []
-        self._pending: set[asyncio.Future[None]] = set()
+        self._num_sent = 0
+        "Records that the broker has neither taken nor refused yet."
+        self._spilling: set[asyncio.Future[None]] = set()
 
     def record(self, make: Callable[[], Response]) -> None:
         """Take a response, which is made and reaches Kafka, or the file, soon after."""
@@ -95,18 +97,19 @@ class Recorder:
     def _send(self, response: Response) -> None:
         line = ENCODER.encode(response)
         try:
-            sent = self.publisher.send(RESPONSES_TOPIC, response.conversation_id.bytes, line)
+            self.publisher.post(
+                RESPONSES_TOPIC, response.conversation_id.bytes, line, functools.partial(self._settled, line)
+            )
         except HoneError as error:
             self._keep(line, error)
         else:
-            self._pending.add(sent)
-            sent.add_done_callback(functools.partial(self._settled, line))
+            self._num_sent += 1
 
     async def drain(self) -> None:
         """Return once every response taken so far is in Kafka or in the file."""
         self.send_taken()
-        while self._pending:
-            await asyncio.wait(self._pending)
+        while self._num_sent or self._spilling:
+            await (asyncio.wait(self._spilling) if self._spilling else asyncio.sleep(GATHER_S))
 
     async def replay(self) -> None:
         """Bring the file's lines to Kafka, again and again; until cancelled."""
@@ -138,18 +141,18 @@ class Recorder:
         except (msgspec.DecodeError, InvalidEvent) as error:
             lose(f"a line of {self.spill.replaying}", error)
 
-    def _settled(self, line: bytes, sent: "asyncio.Future[None]") -> None:
+    def _settled(self, line: bytes, error: HoneError | None) -> None:
         """Let go of what the broker has, and keep what it has not."""
-        self._pending.discard(sent)
-        if (error := sent.exception()) is not None:
+        self._num_sent -= 1
+        if error is not None:
             self._keep(line, error)
 
-    def _keep(self, line: bytes, error: BaseException) -> None:
+    def _keep(self, line: bytes, error: HoneError) -> None:
         if isinstance(error, InvalidEvent):
             return lose("a response", error)
         spilling = asyncio.ensure_future(asyncio.to_thread(self._spill, line))
-        self._pending.add(spilling)
-        spilling.add_done_callback(self._pending.discard)
+        self._spilling.add(spilling)
+        spilling.add_done_callback(self._spilling.discard)
 
     def _spill(self, line: bytes) -> None:
         try:
