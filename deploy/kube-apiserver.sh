@@ -1,9 +1,10 @@
 #!/bin/sh
 # Builds a real kube-apiserver and its etcd into var/kube, from their published Go modules, for the tests marked `kubernetes`.
-# Once: seven CPU minutes and 2.5 GB of disk while it builds, 130 MB afterwards. Needs Go 1.26. Nothing of it is committed.
+# Once: seven CPU minutes and 2.5 GB of disk while it builds, 130 MB afterwards. Needs Go 1.26.
+# Nothing of it is committed. `sh deploy/kube-apiserver.sh 1.37.2` builds another release in its place.
 set -eu
 cd "$(dirname "$0")/.."
-version=1.36.3
+version=${1:-1.36.3}
 home=$PWD/var/kube
 [ -f "$home/version" ] && [ "$(cat "$home/version")" = "$version" ] && exit 0
 command -v go >/dev/null 2>&1 || { echo "kube-apiserver: needs Go 1.26 or newer on PATH" >&2; exit 1; }

@@ -1,16 +1,17 @@
 """Real Seldon servers under a rollout: seldon-core's own microservices (v1), models in MLServer (v2).
 
-Only the Kubernetes API is a stand-in. Gateway, broker protocol, ingest, Postgres, controller, wrappers and runtimes are
-the real ones, and people's votes depend on nothing but the text that they were given.
+The Kubernetes API is a stand-in, or a real server where one is built. Gateway, broker protocol, ingest, Postgres,
+controller, wrappers and runtimes are the real ones, and people's votes depend on nothing but the text that they were
+given.
 """
 
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +40,8 @@ from serving.looking import keep_looking
 from serving.traffic.choice import open_backend
 from tests.support.gateway import IDENTITY_KEY, KEY, TOKEN_KEYS, broker
 from tests.support.ingest_process import Program, wait_for
-from tests.support.kubernetes import NAME, schemas
+from tests.support.kube_cluster import KubeCluster
+from tests.support.kubernetes import CLUSTERS, NAME
 from tests.support.speaking_model import make_speaking_model
 from tests.support.web import serving
 
@@ -142,9 +144,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make_speaking_model(root / name, text, seed) for seed, (name, text) in enumerate(ANSWERS.items())}
 
 
+@pytest.fixture(params=CLUSTERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=["seldon_v1", "seldon_v2"])
 def live(
     request: pytest.FixtureRequest,
+    kind: str,
+    new_cluster: Callable[..., Cluster],
     store_url: str,
     sessions: sessionmaker[Session],
     models: dict[str, Path],
@@ -160,9 +169,9 @@ def live(
         supervisor = stack.enter_context(Supervisor(tmp_path / "stack.json"))
         logs = tmp_path / "logs"
         if request.param == "seldon_v1":
-            cluster = Cluster(schemas=schemas(), arms=lambda clock: Microservices(supervisor, logs))
+            cluster = new_cluster(kind, arms=lambda clock: Microservices(supervisor, logs))
         else:
-            cluster = Cluster(schemas=schemas(), arms=lambda clock: MlServer(supervisor, logs, tmp_path / "models"))
+            cluster = new_cluster(kind, arms=lambda clock: MlServer(supervisor, logs, tmp_path / "models"))
         ingress = stack.enter_context(serving(cluster_app(cluster)))
         bootstrap = stack.enter_context(broker())
         values: dict[str, Any] = {
@@ -176,10 +185,11 @@ def live(
             "admin_key": KEY,
             "rollout": {"interval_s": 0.3, "plan_ttl_s": 30},
             "seldon": {
-                "kubernetes_url": ingress,
                 "prometheus_url": ingress,
                 "arm_url": ingress + ("/services/{service}" if request.param == "seldon_v1" else ""),
-            },
+                "kubernetes_url": ingress,
+            }
+            | (stack.enter_context(real_access(cluster, tmp_path)) if isinstance(cluster, KubeCluster) else {}),
         }
         gateway = stack.enter_context(serving(open_gateway(Settings(**values), "127.0.0.1")))
         ingest = Program(
@@ -203,6 +213,18 @@ def live(
         client = stack.enter_context(httpx.Client(base_url=gateway, timeout=30, trust_env=False))
         wait_for(lambda: client.get("/readyz").status_code == 200, 60)
         yield Live(request.param, sessions, cluster, ingress, client, versions)
+
+
+@contextmanager
+def real_access(cluster: KubeCluster, directory: Path) -> Iterator[dict[str, Any]]:
+    """The controller's way to a real API server, past all of ours, while Seldon's operators look for themselves."""
+    (directory / "token").write_text(cluster.token)
+    with cluster.operators():
+        yield {
+            "kubernetes_url": cluster.server.url,
+            "token_file": directory / "token",
+            "ca_file": cluster.server.ca_file,
+        }
 
 
 def test_a_good_challenger_is_promoted_and_a_bad_one_rolled_back_on_real_seldon_servers(

@@ -5,7 +5,9 @@ status subresource, before and after each request, so that a test never waits.
 """
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -83,7 +85,7 @@ class KubeCluster(Cluster):
 
     def __init__(self, server: KubeServer, token: str, **options: Any) -> None:
         super().__init__(**options)
-        self.token = token
+        self.server, self.token = server, token
         self.kube = KubeStore(server)
         self.kube.clear()
         self.store: Any = self.kube
@@ -93,6 +95,22 @@ class KubeCluster(Cluster):
     def close(self) -> None:
         self.client.close()
         self.kube.client.close()
+
+    @contextmanager
+    def operators(self, pause_s: float = 0.1) -> Iterator[None]:
+        """Let the operators look by themselves for the length of the block: requests may go to the server directly."""
+        stop = threading.Event()
+
+        def look() -> None:
+            while not stop.wait(pause_s):
+                with self._lock:
+                    self.operator.reconcile()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        yield
+        stop.set()
+        thread.join()
 
     def _respond(
         self, method: str, path: str, params: Mapping[str, str], kind: str, body: bytes, fault: Fault | None
