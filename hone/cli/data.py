@@ -177,6 +177,7 @@ def dead_letters_replay(
 @click.option("--topic", help="All of this topic; of a file it is `file:NAME`.")
 @click.option("--refused-for", help="All that were refused for this reason, such as not_json.")
 @click.option("--all", "everything", is_flag=True, help="All that wait.")
+@click.option("--undo", is_flag=True, help="Let those that were dismissed wait again.")
 @click.option("--yes", is_flag=True, help="Do it. Without this they are counted and nothing is changed.")
 @reason_option
 @actor_option
@@ -186,6 +187,7 @@ def dead_letters_dismiss(
     topic: str | None,
     refused_for: str | None,
     everything: bool,
+    undo: bool,
     yes: bool,
     reason: str,
     actor: str,
@@ -199,18 +201,22 @@ def dead_letters_dismiss(
     if everything == bool(dead_letter_ids or topic or refused_for):
         raise ConfigError("say which: ids, --topic or --refused-for, or --all alone")
     now, choice = utc_now(), {"ids": dead_letter_ids, "topic": topic, "refused_for": refused_for}
+    act = "dead_letter.undismiss" if undo else "dead_letter.dismiss"
     with transaction(current_settings()) as session:
-        found = dismiss_dead_letters(session, now, ids=dead_letter_ids, topic=topic, reason=refused_for)
+        found = dismiss_dead_letters(
+            session, None if undo else now, ids=dead_letter_ids, topic=topic, reason=refused_for
+        )
         rows = [{"topic": topic, "reason": reason, "letters": number} for (topic, reason), number in found.items()]
         if yes and rows:
-            append_audit(session, actor, "dead_letter.dismiss", "dead_letters", reason, {**choice, "found": rows}, now)
+            append_audit(session, actor, act, "dead_letters", reason, {**choice, "found": rows}, now)
         else:
             session.rollback()
     if as_json:
-        return show_json({"dismissed": yes, "letters": rows})
-    table(rows, False, "no such dead letter waits: nothing to dismiss")
+        return show_json({"dismissed": yes and not undo, "letters": rows})
+    table(rows, False, "no such letter was dismissed" if undo else "no such dead letter waits: nothing to dismiss")
     if rows:
-        click.echo("\ndismissed; they are kept" if yes else "\nnothing was changed: add --yes")
+        done = "they wait again" if undo else "dismissed; they are kept (--undo lets them wait again)"
+        click.echo(f"\n{done}" if yes else "\nnothing was changed: add --yes")
 
 
 @click.command(name="erase-user")

@@ -79,16 +79,23 @@ def mark_replayed(session: Session, dead_letter_id: int, now: datetime) -> None:
 
 
 def dismiss_dead_letters(
-    session: Session, now: datetime, *, ids: Sequence[int] = (), topic: str | None = None, reason: str | None = None
+    session: Session,
+    now: datetime | None,
+    *,
+    ids: Sequence[int] = (),
+    topic: str | None = None,
+    reason: str | None = None,
 ) -> dict[tuple[str, str], int]:
     """Let the waiting letters that fit all of what is given wait no more; return their number by topic and reason.
 
-    They are kept with their bytes, and may still be shown, and replayed if of a topic.
+    They are kept with their bytes, and may still be shown, and replayed if of a topic. Without `now` it is undone:
+    those that were dismissed wait again.
 
     Raises:
         NotEnoughData: one of `ids` is not among them.
     """
-    change = update(DeadLetterRow).where(WAITING).values(dismissed_at=now)
+    found_as = WAITING if now else DeadLetterRow.dismissed_at.is_not(None)
+    change = update(DeadLetterRow).where(found_as).values(dismissed_at=now)
     if ids:
         change = change.where(DeadLetterRow.dead_letter_id.in_(ids))
     if topic is not None:
@@ -100,9 +107,10 @@ def dismiss_dead_letters(
     ).all()
     missing = sorted(set(ids) - {number for number, _, _ in found})
     if missing:
+        state, which = ("do not wait any more", " --waiting") if now else ("wait", "")
         raise NotEnoughData(
-            f"dead letters {', '.join(map(str, missing))} do not exist, do not wait any more, or are of another topic "
-            "or reason: see `hone dead-letters list --waiting`"
+            f"dead letters {', '.join(map(str, missing))} do not exist, {state}, or are of another topic or reason: "
+            f"see `hone dead-letters list{which}`"
         )
     return dict(Counter((topic, reason) for _, topic, reason in found))
 

@@ -139,6 +139,10 @@ def test_dead_letters_are_dismissed_with_a_reason_and_kept(run: Run, sessions: S
     run(*dismiss, "--all", "--yes")
     assert read(run("status", "--json"))["dead_letters"] == {}
     assert "no such dead letter waits" in run(*dismiss, "--all", "--yes").stdout
+    assert "they wait again" in run(*dismiss, last, "--undo", "--yes").stdout
+    assert read(run("status", "--json"))["dead_letters"] == {"missing": 1}
+    assert audit(sessions)[-1] == ("dead_letter.undismiss", "an old export", "ann")
+    assert f"dead letters {last} do not exist, wait, or" in run(*dismiss, last, "--undo", code=1).stderr
     assert len(read(run("dead-letters", "list", "--json"))["newest"]) == 4, "all are kept"
 
 
