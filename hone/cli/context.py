@@ -31,6 +31,19 @@ limit_option = click.option(
 )
 
 
+class Verbs(click.Group):
+    """A group that lists its commands in the order of their use, each with its whole first sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names as they were defined."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them without cutting anything off."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(500)) for name in self.commands])
+
+
 def current_settings() -> Settings:
     """Return the settings of the environment, or of the local stack that runs here where the environment names none."""
     if "HONE_DATABASE_URL" not in os.environ and ENVIRONMENT_FILE.exists() and STATE_FILE.exists():

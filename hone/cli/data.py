@@ -10,6 +10,7 @@ import msgspec
 
 from hone.cli.archive import archive
 from hone.cli.context import (
+    Verbs,
     actor_option,
     current_settings,
     json_option,
@@ -74,7 +75,7 @@ LETTER = (
 )
 
 
-@click.group(name="dead-letters")
+@click.group(cls=Verbs, name="dead-letters")
 def dead_letters() -> None:
     """Messages that could not become rows: list, show, replay, dismiss.
 
@@ -256,7 +257,7 @@ def identity_key(settings: Settings) -> bytes:
     return key
 
 
-@click.group()
+@click.group(cls=Verbs)
 def keys() -> None:
     """Keys of the HTTP API: create, list, revoke."""
 

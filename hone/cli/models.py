@@ -8,6 +8,7 @@ import click
 from sqlalchemy.orm import Session
 
 from hone.cli.context import (
+    Verbs,
     actor_option,
     current_settings,
     json_option,
@@ -38,7 +39,7 @@ from hone.tokens import PREFIX, peek
 METHODS = get_args(Trigger.model_fields["method"].annotation)
 
 
-@click.group()
+@click.group(cls=Verbs)
 def models() -> None:
     """Model versions: list, show, add, override."""
 
@@ -148,7 +149,7 @@ def retrain(
         click.echo("the platform is frozen: it starts after `hone unfreeze`", err=True)
 
 
-@click.group()
+@click.group(cls=Verbs)
 def requests() -> None:
     """Requests to retrain: list, cancel."""
 
@@ -185,7 +186,7 @@ def requests_cancel(request_id: str, reason: str, actor: str) -> None:
     click.echo(f"request {found} is cancelled; its pairs count as used")
 
 
-@click.group()
+@click.group(cls=Verbs)
 def runs() -> None:
     """Training runs: list, show."""
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from hone.cli.breakglass import break_glass
 from hone.cli.context import (
+    Verbs,
     actor_option,
     current_settings,
     json_option,
@@ -56,7 +57,7 @@ WATCH_INTERVAL_S = 2.0
 rollout_argument = click.argument("rollout_id", required=False)
 
 
-@click.group()
+@click.group(cls=Verbs)
 def rollout() -> None:
     """Rollouts: plan, start, approve, list, ledger, status, watch, pause, resume, promote, rollback."""
 

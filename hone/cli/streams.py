@@ -4,7 +4,7 @@ import os
 
 import click
 
-from hone.cli.context import json_option, run_program
+from hone.cli.context import Verbs, json_option, run_program
 
 mapping_option = click.option(
     "--mapping", type=click.Path(exists=True, dir_okay=False), help="File of streams, instead of `ingest.streams`."
@@ -18,7 +18,7 @@ def use(mapping: str | None) -> None:
         os.environ["HONE_INGEST__STREAMS"] = os.path.abspath(mapping)
 
 
-@click.group()
+@click.group(cls=Verbs)
 def streams() -> None:
     """Topics and files of another shape: check."""
 

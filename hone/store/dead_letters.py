@@ -107,10 +107,10 @@ def dismiss_dead_letters(
     ).all()
     missing = sorted(set(ids) - {number for number, _, _ in found})
     if missing:
-        state, which = ("do not wait any more", " --waiting") if now else ("wait", "")
+        state = "do not wait any more" if now else "wait"
         raise NotEnoughData(
             f"dead letters {', '.join(map(str, missing))} do not exist, {state}, or are of another topic or reason: "
-            f"see `hone dead-letters list{which}`"
+            "see `hone dead-letters list`"
         )
     return dict(Counter((topic, reason) for _, topic, reason in found))
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -45,6 +46,18 @@ finally:
     for title, (_, commands) in SECTIONS.items():
         assert f"{title}:" in shown.stdout
         assert all(f"  {name} " in shown.stdout for name in commands)
+
+
+def test_a_group_lists_its_commands_in_whole_sentences() -> None:
+    groups = [
+        name
+        for name in cli.list_commands(click.Context(cli))
+        if isinstance(cli.get_command(click.Context(cli), name), click.Group)
+    ]
+    assert {"dead-letters", "rollout", "models", "requests", "streams"} <= set(groups)
+    for name in groups:
+        _, commands = run(name, "--help").stdout.split("Commands:\n")
+        assert "..." not in commands
 
 
 def test_every_command_can_be_imported_from_the_bare_wheel_and_the_local_stack_says_what_it_lacks(
