@@ -6,7 +6,6 @@ where the MAC is BLAKE2b-128 keyed with the key that `key id` names, over everyt
 The arm that answered is not in it: raters stay blind.
 """
 
-import base64
 import binascii
 import hashlib
 import hmac
@@ -28,6 +27,7 @@ _BODY = struct.Struct(">BB16s16s16s16sI")
 TOKEN_CHARS = len(PREFIX) + -(-(_BODY.size + MAC_BYTES) * 4 // 3)
 """124: below the 128 characters that OpenAI clients are known to keep."""
 MIN_KEY_BYTES = 16
+_TO_URL = bytes.maketrans(b"+/", b"-_")
 _TO_STANDARD = bytes.maketrans(b"-_+/", b"+/!!")
 """base64url to base64; the characters of the latter are no base64url and become what is none either."""
 _PADDING = b"=" * (-(TOKEN_CHARS - len(PREFIX)) % 4)
@@ -62,7 +62,8 @@ class KeyRing:
             claims.user_id.bytes,
             int(claims.expires_at.timestamp()),
         )
-        return PREFIX + base64.urlsafe_b64encode(body + _mac(self.keys[self.signer], body)).rstrip(b"=").decode()
+        signed = binascii.b2a_base64(body + _mac(self.keys[self.signer], body), newline=False)
+        return PREFIX + signed.translate(_TO_URL).rstrip(b"=").decode()
 
     def verify(self, token: str, now: datetime, user: UUID | None = None) -> Claims:
         """Return what the token says; with `user`, only if it was given to that user.

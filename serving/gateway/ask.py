@@ -17,6 +17,7 @@ RECORDED_PARAMETERS = (
     *("frequency_penalty", "presence_penalty", "stream"),
 )
 MAX_ID_CHARACTERS = 512
+FIELDS = msgspec.json.Decoder(dict[str, Any])
 
 
 class ChatMessage(msgspec.Struct):
@@ -101,7 +102,7 @@ def decode_body(body: bytes) -> tuple[dict[str, Any], ChatBody]:
         Problem: 400.
     """
     try:
-        fields = msgspec.json.decode(body, type=dict[str, Any])
+        fields = FIELDS.decode(body)
         chat = msgspec.convert(fields, ChatBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "invalid_request_error", f"{error}: send an OpenAI chat request as JSON") from None
