@@ -106,7 +106,7 @@ def judging_text(judging: Mapping[str, int] | None) -> str:
 
 def show_result(found: Mapping[str, Any]) -> None:
     """Print what came of a run, and of its gates."""
-    training = found["training"]
+    training, best = found["training"], found["training"].get("best_step")
     fired = ", ".join(f"{rule} at step {step}" for rule, step in training["fired"].items())
     click.secho(f"run {found['run_id']} is done", bold=True)
     facts(
@@ -114,12 +114,20 @@ def show_result(found: Mapping[str, Any]) -> None:
             "steps": f"{training['num_steps']:,} on {training['num_rows']:,} rows",
             **dict(changes(training["first_step"], training["last_step"])),
             "stop_rules": fired or "none fired",
-            "model": found["model_version"],
+            **({"chosen": f"by dev rows: the checkpoint of step {best}"} if best else {}),
+            **({"model": found["model_version"]} if found["model_version"] else {}),
             "directory": found["directory"],
         }
     )
     if found["verdict"]:
         show_verdict(found["model_version"], **found["verdict"])
+    elif found["model_version"]:
+        click.echo(
+            "\nIt is not registered, and no gate judged it: its rows are files. `hone import` makes a dataset of them."
+        )
+    else:
+        reward = f'rewards.models={{"{found["directory"]}"=1.0}}'
+        click.echo(f"\nNext: a policy that earns its scores: hone train ppo --set '{reward}' --dataset …")
 
 
 def show_verdict(model_version: str, status: str, gates: Sequence[Mapping[str, str]]) -> None:

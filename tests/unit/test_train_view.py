@@ -97,6 +97,8 @@ def result(**fields: Any) -> dict[str, Any]:
 def test_a_result_says_what_changed(capsys: pytest.CaptureFixture[str]) -> None:
     show_result(result())
     shown = capsys.readouterr().out
+    assert "not registered" in shown
+    assert "dev rows" not in shown
     for text in ("run r-1 is done", "60 on 1,200 rows", "1.000 to 0.500", "margin at step 40", "m-2", "/r"):
         assert text in shown
     assert "gates" not in shown, "nobody judged it"
@@ -128,3 +130,12 @@ def test_a_result_says_that_its_gates_hold_it_back_and_what_can_be_done(
     assert "and 1 more: hone models show m-2" in shown
     assert "hone models override m-2" in shown
     assert "rollout start" not in shown
+
+
+def test_a_reward_model_says_what_it_is_for_and_which_checkpoint_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    trained = {**result()["training"], "best_step": 40}
+    show_result(result(model_version=None, training=trained))
+    shown = capsys.readouterr().out
+    assert "the checkpoint of step 40" in shown
+    assert "hone train ppo --set 'rewards.models={\"/r\"=1.0}'" in shown
+    assert "registered" not in shown
