@@ -89,6 +89,15 @@ def test_the_server_takes_every_object_and_knows_every_field(admin: httpx.Client
     )
 
 
+def test_what_was_applied_is_what_is_stored(kube_server: KubeServer, tmp_path: Path) -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip(KUBECTL)
+    access, base = f"--kubeconfig={kube_server.kubeconfig(tmp_path)}", str(DEPLOY / "k8s" / "base")
+    subprocess.run(["kubectl", access, "apply", "--validate=strict", "-k", base], capture_output=True, check=True)
+    found = subprocess.run(["kubectl", access, "diff", "-k", base], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, ""), "what the server fills in would be a change at each apply"
+
+
 def pods_of(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The pods that the workloads' controllers would create."""
     templates = [
