@@ -151,6 +151,12 @@ class Backfill:
             HoneError: every line of the files was refused.
         """
         self.say(f"{what}: {found.text()}")
+        if found.num_refused and not (paths and found.is_all_refused):
+            again = self.book.command("backfill", *paths, "--stream", stream, "--again") if stream else ""
+            self.say(
+                "what was refused is kept: `hone dead-letters list --waiting` says why"
+                + (f"; after a change of the mapping `{again}`" if again else "")
+            )
         with self.sessions() as session:
             orphans = asdict(count_unanswered(session, self.begun_at, datetime.now(UTC)))
         if orphans["num_events"]:

@@ -258,8 +258,10 @@ def test_a_table_says_the_same_dry_and_stored_and_plainly_that_a_second_run_has_
     monkeypatch.setenv("HONE_INGEST__STREAMS", str(mapping))
     dry, first, second = (run_command(store_url, str(path), "--stream", "s", *more) for more in (["--dry-run"], [], []))
     assert f"{path}: 24 to store (24 thumbs) · 1 refused (1 missing) · 6 passed over" in dry.stdout, dry.stderr
-    counts, orphans = first.stdout.splitlines()
+    counts, refused, orphans = first.stdout.splitlines()
     assert counts == f"{path}: 24 new (24 thumbs) · 0 there already · 1 refused (1 missing) · 6 passed over"
+    again = f"hone backfill {path} --stream s --again --mapping {mapping}"
+    assert refused.endswith(f"says why; after a change of the mapping `{again}`")
     assert orphans.startswith(f"{path}: 24 acts of feedback (24 unsigned) on 1 answer that hone does not have: nothing")
     assert "nothing to do, an earlier run has read all of it; 1 refused line of this file is kept" in second.stdout
     assert [run.returncode for run in (dry, first, second)] == [0, 0, 0]
