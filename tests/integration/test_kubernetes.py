@@ -26,6 +26,7 @@ from hone.local.ports import free_ports
 from hone.local.processes import Program, Supervisor
 from hone.records import TrafficPlan
 from hone.settings import Settings
+from serving.traffic import seldon_v1, seldon_v2
 from serving.traffic.choice import open_backend
 from serving.traffic.fenced import fence_of
 from serving.traffic.kube_api import KubeApi
@@ -43,6 +44,7 @@ ALONE = TrafficPlan(fence=4, stable="old", expires_at=datetime(2026, 3, 2, 9, tz
 PLAN = msgspec.structs.replace(ALONE, fence=5, canary="new", canary_weight=0.25, rollout_id=UUID(int=7), stage=0)
 BACK = msgspec.structs.replace(ALONE, fence=6)
 APPLY = {"Content-Type": "application/apply-patch+yaml"}
+EXPERIMENT = seldon_v2.EXPERIMENTS.path(NAMESPACE, NAME)
 KUBECTL = "not on the path: kubectl (https://kubernetes.io/docs/tasks/tools)"
 TRIAL = {"dryRun": "All", "fieldValidation": "Strict"}
 
@@ -161,6 +163,20 @@ def test_printed_manifests_of_a_split_are_taken(admin: httpx.Client, line: str, 
     assert [try_to_apply(admin, item)["kind"] for item in yaml.safe_load(shown.output)["items"]] == kinds
 
 
+@pytest.mark.parametrize("version", ["m-1", "V_1.2", "1", "-", "schön", "m" * 90, "2026-11-24T10:00:00Z"])
+def test_every_versions_names_are_taken(admin: httpx.Client, version: str) -> None:
+    predictor = seldon_v1.render_predictor(NAME, version, f"/models/{version}", "image", traffic=100)
+    plan = msgspec.structs.replace(ALONE, stable=version)
+    meta = {"name": seldon_v1.service_name(NAME, version), "namespace": NAMESPACE}
+    for manifest in (
+        seldon_v1.render_deployment(plan, [predictor], name=NAME, namespace=NAMESPACE),
+        seldon_v2.render_model(version, f"/models/{version}", namespace=NAMESPACE),
+        seldon_v2.render_experiment(plan, name=NAME, namespace=NAMESPACE),
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": [{"port": 8000}]}},
+    ):
+        try_to_apply(admin, manifest)
+
+
 # Rights ---------------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +184,8 @@ def test_printed_manifests_of_a_split_are_taken(admin: httpx.Client, line: str, 
     ("method", "path"),
     [
         pytest.param("DELETE", f"{DEPLOYMENTS.path(NAMESPACE)}/{NAME}", id="what serves cannot be deleted"),
+        pytest.param("PUT", f"{EXPERIMENT}/status", id="what its operator reports is not ours to write"),
+        pytest.param("PUT", EXPERIMENT, id="it only writes over what it has read"),
         pytest.param("GET", DEPLOYMENTS.path("default"), id="another namespace"),
         pytest.param("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets", id="secrets"),
         pytest.param("GET", f"/api/v1/namespaces/{NAMESPACE}/pods", id="pods"),
