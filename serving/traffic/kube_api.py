@@ -164,7 +164,7 @@ def trust(ca_file: Path) -> ssl.SSLContext:
 
 
 def is_missing(answer: httpx.Response) -> bool:
-    """Say whether there is no such object; for a kind that nobody serves the server's 404 is a plain text."""
+    """Say whether there is no such object; for a kind that nobody serves the server's 404 is no Status."""
     return answer.status_code == httpx.codes.NOT_FOUND and isinstance(document_of(answer), dict)
 
 
