@@ -61,6 +61,7 @@ NEEDS: dict[str, tuple[Callable[[], str | None], str]] = {
     "shared": (cache(lambda: _missing_path(ROOT.parent / "shared" / "data")), "put the data pack beside the checkout"),
     "ray": (cache(lambda: _missing_path(ROOT / ".venv-ray")), "sh deploy/ray.sh"),
     "trackers": (cache(lambda: _missing_path(ROOT / ".venv-trackers")), "sh deploy/trackers.sh"),
+    "vllm": (cache(lambda: _missing_path(ROOT / ".venv-vllm")), "sh deploy/vllm.sh"),
     "seldon": (
         cache(lambda: _missing_path(ROOT / ".venv-seldon") or _missing_path(ROOT / ".venv-mlserver")),
         "make seldon",

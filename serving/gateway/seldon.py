@@ -183,7 +183,8 @@ def open_upstreams(settings: Settings, router: Router) -> Upstreams:
     """Return the model servers that the settings name. Call it inside the event loop."""
     timeout_s, seldon = settings.gateway.upstream_timeout_s, settings.seldon
     if settings.traffic_backend == "local":
-        return Upstreams(settings.runtime_url, timeout_s, settings.upstreams)
+        is_hone = settings.runtime_kind == "hone"
+        return Upstreams(settings.runtime_url, timeout_s, settings.upstreams, is_hone=is_hone)
     line: Line = LineV2(seldon.namespace, seldon.arm_url or "http://seldon-mesh.{namespace}")
     if settings.traffic_backend == "seldon_v1":
         line = LineV1(seldon.name, seldon.namespace, seldon.arm_url or "http://{service}.{namespace}:8000")

@@ -78,10 +78,14 @@ class Upstreams:
         timeout_s: float,
         others: Mapping[str, Upstream] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_hone: bool = True,
     ) -> None:
+        """`is_hone`: the runtime is ours, and may hear an answer's id."""
         self._wire = Wire(connect_timeout_s=CONNECT_TIMEOUT_S, timeout_s=timeout_s)
         self.runtime_url, self._clock = runtime_url.rstrip("/"), clock
         self._others = {name: foreign(other) for name, other in (others or {}).items()}
+        self._is_hone = is_hone
         self._named: dict[str, NamedUpstream] = {}
         self._failing: set[str] = set()
         self._healthy, self._checked_at = False, -HEALTH_TTL_S
@@ -104,7 +108,7 @@ class Upstreams:
 
     def target(self, model_version: str) -> Target:
         """Return who serves this version: somebody else where the settings say so, else the runtime."""
-        return self._others.get(model_version) or Target(self.runtime_url, model_version, echoes=True)
+        return self._others.get(model_version) or Target(self.runtime_url, model_version, echoes=self._is_hone)
 
     async def open(self, target: Target, body: bytes, *, answer_id: str, model: str, stream: bool) -> Opened:
         """Send a chat request and wait for its first bytes, or for all of it. The caller closes the response.

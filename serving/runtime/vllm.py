@@ -1,10 +1,10 @@
 """vLLM as the runtime of both arms: one engine holds the base once, and each version beside it is a LoRA adapter.
 
-The engine itself was never run here: a test speaks its routes. See docs/deploy.md.
+Held against the real server by tests/contract/test_vllm_engine.py. See docs/deploy.md.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import httpx
 import msgspec
 
 from hone.errors import ConfigError, Retryable
-from hone.weights import read_base
+from hone.weights import BASE, AdapterBase, read_base
 
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 """Without it vLLM has no routes to load and unload adapters."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes."""
+RESIDENT = 8
+"""How many adapters the engine keeps in memory, at least; of those beyond it reads the folder again at each use."""
 TIMEOUT_S = 120.0
 
 
@@ -25,21 +27,28 @@ class AdapterConfig(msgspec.Struct):
     """What is read of peft's `adapter_config.json`."""
 
     r: int
+    rank_pattern: dict[str, int] | None = None
+    "Modules of another rank than `r`."
 
 
 def command(base: tuple[str, Path], adapters: Mapping[str, Path], host: str, port: int) -> list[str]:
     """Return the arguments of an engine that serves the base and the adapters under their versions.
 
-    Two adapters (stable and canary) may share each batch; more of them may be loaded and wait in host memory.
+    Two adapters (stable and canary) may share each batch; more of them may be loaded and wait in host memory. An engine
+    ends, with every arm, if it must read a folder again that is gone: so it never has to, for `RESIDENT` of them.
 
     Raises:
-        ConfigError: a folder holds no adapter, or one of a rank that vLLM does not take.
+        ConfigError: a folder holds no adapter, one of another base, or one of a rank that vLLM does not take.
     """
     version, directory = base
+    paths = {name: path.absolute() for name, path in adapters.items()}
+    for name, path in paths.items():
+        require_base(name, path, [version])
     arguments = ["vllm", "serve", str(directory), "--served-model-name", version, "--host", host, "--port", str(port)]
     arguments += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(max_rank(adapters))]
+    arguments += ["--max-cpu-loras", str(max(RESIDENT, len(adapters)))]
     if adapters:
-        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in paths.items())]
     return arguments
 
 
@@ -60,13 +69,29 @@ def max_rank(adapters: Mapping[str, Path]) -> int:
 
 
 def rank_of(version: str, directory: Path) -> int:
-    """Return the adapter's rank."""
+    """Return the adapter's rank: the largest of its modules'."""
     path = directory / "adapter_config.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AdapterConfig).r
+        config = msgspec.json.decode(path.read_bytes(), type=AdapterConfig)
+        return max([config.r, *(config.rank_pattern or {}).values()])
     except (OSError, msgspec.DecodeError) as error:
         detail = f"{version}: {path} is not the configuration of an adapter ({error})"
         raise ConfigError(f"{detail}: give the folder that peft saved") from None
+
+
+def require_base(version: str, directory: Path, bases: Sequence[str]) -> AdapterBase | None:
+    """Return the base that an adapter names; None: it names none.
+
+    The engine does not look: it takes an adapter of another base where its tensors go in, and answers with the mixture.
+
+    Raises:
+        ConfigError: it is none of `bases`.
+    """
+    base = read_base(directory)
+    if base is not None and base.model_version not in bases:
+        detail = f"{version} is an adapter of {base.model_version}, the engine serves {', '.join(bases) or 'no base'}"
+        raise ConfigError(f"{detail}: give that base to an engine, under its own name")
+    return base
 
 
 def reconcile(client: httpx.Client, base: str, adapters: Mapping[str, Path]) -> tuple[list[str], list[str]]:
@@ -76,7 +101,8 @@ def reconcile(client: httpx.Client, base: str, adapters: Mapping[str, Path]) -> 
     so the same name is the same weights. Unload a version only once no plan names it any more.
 
     Raises:
-        ConfigError: the engine serves another base, or refuses an adapter; its words are in the message.
+        ConfigError: the engine serves another base than this or an adapter's, or refuses an adapter; its words are in
+            the message.
         Retryable: the engine does not answer.
     """
     there = served(client)
@@ -85,7 +111,8 @@ def reconcile(client: httpx.Client, base: str, adapters: Mapping[str, Path]) -> 
     loaded = [name for name in adapters if name not in there]
     unloaded = sorted(name for name, parent in there.items() if parent is not None and name not in adapters)
     for name in loaded:
-        call(client, "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapters[name])})
+        require_base(name, adapters[name], [base])
+        ask_load(client, name, adapters[name])
     for name in unloaded:
         call(client, "POST", "/v1/unload_lora_adapter", {"lora_name": name})
     return loaded, unloaded
@@ -95,18 +122,22 @@ def load(client: httpx.Client, version: str, directory: Path) -> None:
     """Make a running engine serve an adapter under its version; one that is there stays as it is.
 
     Raises:
-        ConfigError: the directory holds no adapter, its base is not the engine's, or the engine refuses it.
+        ConfigError: the directory holds no adapter, does not name its base, the base is not the engine's, or the engine
+            refuses it.
         Retryable: the engine does not answer.
     """
     there = served(client)
     if version in there:
         return
-    base, bases = read_base(directory), [name for name, parent in there.items() if parent is None]
-    if base is not None and base.model_version not in bases:
-        detail = f"{version} is an adapter of {base.model_version}, the engine serves {', '.join(bases) or 'no base'}"
-        raise ConfigError(f"{detail}: give that base to an engine, under its own name")
     rank_of(version, directory)
-    call(client, "POST", "/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(directory)})
+    if require_base(version, directory, [name for name, parent in there.items() if parent is None]) is None:
+        raise ConfigError(f"{version}: {directory} names no base, and vLLM takes an adapter of any: write its {BASE}")
+    ask_load(client, version, directory)
+
+
+def ask_load(client: httpx.Client, version: str, directory: Path) -> None:
+    """Have an adapter loaded. A path that is not absolute is the engine's own, or a name that it looks up on a hub."""
+    call(client, "POST", "/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(directory.absolute())})
 
 
 def unload(client: httpx.Client, version: str) -> None:
@@ -127,8 +158,8 @@ def call(client: httpx.Client, method: str, path: str, body: Mapping[str, str] |
         answer = client.request(method, path, json=body, timeout=TIMEOUT_S)
     except httpx.HTTPError as error:
         raise Retryable(f"vLLM at {client.base_url} does not answer ({error!r}): is it running?") from None
-    if answer.status_code == 404 and path.endswith("lora_adapter"):
-        raise ConfigError(f"vLLM answers 404 to {path}: {answer.text[:300]}; it needs {next(iter(ENVIRONMENT))}=True")
+    if answer.status_code == 404 and b'"error"' not in answer.content:  # an adapter that is not there is an `error`
+        raise ConfigError(f"vLLM has no route {path}: it needs {next(iter(ENVIRONMENT))}=True")
     if answer.status_code != 200:
         raise ConfigError(f"vLLM answers {answer.status_code} to {path} {dict(body or {})}: {answer.text[:300]}")
     return answer.content

@@ -16,8 +16,10 @@ def sentences() -> list[str]:
     return questions + answers
 
 
-def make_tiny_model(directory: Path, seed: int = 0) -> Path:
+def make_tiny_model(directory: Path, seed: int = 0, *, hidden: int = 32, heads: int = 4) -> Path:
     """Write a loadable transformers directory (weights random, chosen by `seed`) and return its path."""
     tokenizer = train_tokenizer(sentences(), vocab_size=512)
-    save_model(build_model(tokenizer, hidden=32, layers=2, heads=4, max_length=256, seed=seed), tokenizer, directory)
+    save_model(
+        build_model(tokenizer, hidden=hidden, layers=2, heads=heads, max_length=256, seed=seed), tokenizer, directory
+    )
     return directory

@@ -1,10 +1,10 @@
 """vLLM's command line, and its adapters brought up to date over its own routes, by a server that speaks them."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -12,10 +12,12 @@ from hone.errors import ConfigError, Retryable
 from hone.settings import Settings
 from hone.weights import AdapterBase
 from serving.__main__ import cli
+from serving.gateway.seldon import open_upstreams
 from serving.runtime.vllm import command, reconcile
 from serving.traffic.choice import open_backend
 from serving.traffic.vllm import VllmTraffic
-from tests.support.vllm import Engine
+from tests.support.platform import make_router
+from tests.support.vllm import Engine, make_adapter
 from tests.support.web import serving
 
 DIGEST = "ab" * 32
@@ -40,18 +42,13 @@ def client(url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def adapter(directory: Path, rank: int) -> Path:
-    directory.mkdir()
-    (directory / "adapter_config.json").write_bytes(msgspec.json.encode({"r": rank, "peft_type": "LORA"}))
-    return directory
-
-
 def test_one_engine_serves_base_and_adapters_under_their_versions(tmp_path: Path) -> None:
-    one, two = adapter(tmp_path / "1", 8), adapter(tmp_path / "2", 12)
+    one, two = make_adapter(tmp_path / "1", r=8), make_adapter(tmp_path / "2", r=12)
     found = command(("m-base", Path("/models/b")), {"m-1": one, "m-2": two}, "127.0.0.1", 8710)
     assert found[:5] == ["vllm", "serve", "/models/b", "--served-model-name", "m-base"]
     assert found[found.index("--max-lora-rank") + 1] == "16", "the smallest of vLLM's that both fit in"
     assert "--enable-lora" in found
+    assert found[found.index("--max-cpu-loras") + 1] == "8", "none of them is read from its folder again"
     assert found[-3:] == ["--lora-modules", f"m-1={one}", f"m-2={two}"]
 
 
@@ -59,13 +56,30 @@ def test_an_adapter_that_is_none_or_too_large_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"m-1: .*adapter_config\.json is not"):
         command(("b", tmp_path), {"m-1": tmp_path}, "127.0.0.1", 1)
     with pytest.raises(ConfigError, match="rank 1024"):
-        command(("b", tmp_path), {"m-1": adapter(tmp_path / "1", 1024)}, "127.0.0.1", 1)
+        command(("b", tmp_path), {"m-1": make_adapter(tmp_path / "1", r=1024)}, "127.0.0.1", 1)
+
+
+def test_an_adapters_rank_is_the_largest_of_its_modules(tmp_path: Path) -> None:
+    found = command(("b", tmp_path), {"m-1": make_adapter(tmp_path / "1", rank_pattern={"q_proj": 30})}, "127.0.0.1", 1)
+    assert found[found.index("--max-lora-rank") + 1] == "32"
+
+
+def test_the_gateway_tells_an_engine_no_answers_id(tmp_path: Path) -> None:
+    async def echoes(kind: str) -> bool:
+        upstreams = open_upstreams(Settings(runtime_kind=kind), make_router(tmp_path))  # type: ignore[arg-type]
+        try:
+            return upstreams.target("m-1").echoes
+        finally:
+            await upstreams.close()
+
+    assert asyncio.run(echoes("hone"))
+    assert not asyncio.run(echoes("vllm")), "it is a credential, and the engine does not answer with it"
 
 
 def test_new_adapters_are_loaded_before_old_ones_go_and_the_rest_is_left_alone(
     engine: Engine, client: httpx.Client, tmp_path: Path
 ) -> None:
-    wanted = {"m-old": Path("/models/m-old"), "m-new": adapter(tmp_path / "new", 8)}
+    wanted = {"m-old": Path("/models/m-old"), "m-new": make_adapter(tmp_path / "new", r=8)}
     assert reconcile(client, "base", wanted) == (["m-new"], ["m-older"])
     assert engine.calls == [("load", "m-new"), ("unload", "m-older")]
     assert set(engine.adapters) == {"m-old", "m-new"}
@@ -80,6 +94,15 @@ def test_an_adapter_that_the_engine_refuses_takes_no_other_away(
     assert set(engine.adapters) == {"m-old", "m-older"}
 
 
+def test_an_engine_hears_whole_paths(
+    engine: Engine, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    reconcile(client, "base", {"m-new": Path("new")})
+    assert engine.adapters == {"m-new": str(tmp_path / "new")}, "others are the engine's own, or names on a hub"
+
+
 def test_another_base_or_no_engine_is_told(client: httpx.Client) -> None:
     with pytest.raises(ConfigError, match="not the base other"):
         reconcile(client, "other", {})
@@ -91,7 +114,7 @@ def test_the_command_prints_what_a_shell_takes_and_reconciles_by_address(
     engine: Engine, url: str, tmp_path: Path
 ) -> None:
     base = ["vllm", "--base", "base=/models/b"]
-    printed = CliRunner().invoke(cli, [*base, "--adapter", f"m-1={adapter(tmp_path / '1', 8)}"]).output
+    printed = CliRunner().invoke(cli, [*base, "--adapter", f"m-1={make_adapter(tmp_path / '1', r=8)}"]).output
     assert printed.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve /models/b --served-model-name base ")
     done = CliRunner().invoke(cli, [*base, "--adapter", "m-old=/models/m-old", "--reconcile", url])
     assert done.output == "loaded nothing; unloaded m-older\n"
@@ -99,7 +122,7 @@ def test_the_command_prints_what_a_shell_takes_and_reconciles_by_address(
 
 
 def on_base(directory: Path, digest: str = DIGEST, rank: int = 8) -> Path:
-    AdapterBase(digest, Path("/models/base")).write(adapter(directory, rank))
+    AdapterBase(digest, Path("/models/base")).write(make_adapter(directory, r=rank))
     return directory
 
 
