@@ -125,7 +125,9 @@ def read(answer: httpx.Response) -> tuple[str, str]:
         httpx.Response(200, text=line[6:]).json() for line in answer.text.splitlines() if line.startswith("data: {")
     ]
     assert len({event["id"] for event in events}) == 1
-    return events[0]["id"], "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+    return events[0]["id"], "".join(
+        event["choices"][0]["delta"].get("content", "") for event in events if event["choices"]
+    )
 
 
 def register(sessions: sessionmaker[Session], models: Mapping[str, Path]) -> dict[str, str]:
