@@ -64,6 +64,7 @@ def make_family(root: Path, answers: Mapping[str, str]) -> dict[str, Path]:
     The base has heard all answers: an adapter cannot teach a word that the embeddings know nothing of.
     """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     tokenizer = train_tokenizer(sentences(), vocab_size=512)
     (first, spoken), *others = answers.items()
     model = build_model(tokenizer, hidden=64, layers=2, heads=2, max_length=256)
