@@ -50,8 +50,13 @@ def down() -> None:
     """Stop what `hone up` or an interrupted demo left; data stays."""
     require_local()
     from hone.local.stopping import down as stop_stack
+    from hone.local.stopping import patience
 
-    stopped = [name for path in (STATE_FILE, DEMO_STATE_FILE) for name in stop_stack(path)]
+    stopped: list[str] = []
+    for path in (STATE_FILE, DEMO_STATE_FILE):
+        if wait_s := patience(path):
+            click.echo(f"the programs end; what is in flight may take up to {wait_s:g} s …")
+        stopped += stop_stack(path)
     ENVIRONMENT_FILE.unlink(missing_ok=True)
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 

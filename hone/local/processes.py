@@ -57,15 +57,17 @@ class Program:
     remedy: str = "read its log, then start again"
     foundation: bool = False
     """Others depend on it: it is stopped after them."""
+    stop_timeout_s: float = 10.0
+    """How long it may take to end by itself before it is killed; longer than its own grace."""
 
 
 class Supervisor:
     """Owns the programs that it starts. Leaving the `with` block, for any reason, stops them all."""
 
-    def __init__(self, state_path: Path, *, detached: bool = False, stop_timeout_s: float = 10.0) -> None:
+    def __init__(self, state_path: Path, *, detached: bool = False, stop_timeout_s: float | None = None) -> None:
         """Take over `state_path`; with `detached` the stack outlives this process until somebody calls `down`.
 
-        `stop_timeout_s` is how long a program may take to end by itself before it is killed.
+        `stop_timeout_s` is how long every program may take to end by itself before it is killed, instead of its own.
 
         Raises:
             Conflict: a stack with this state file still runs.
@@ -91,7 +93,7 @@ class Supervisor:
         if state is None or not living(state_path):
             raise Conflict("no stack runs here: `hone up` starts one; if it runs elsewhere, go to its folder")
         found = cls.__new__(cls)
-        found.state_path, found.stop_timeout_s, found.stack = state_path.absolute(), 10.0, state.stack
+        found.state_path, found.stop_timeout_s, found.stack = state_path.absolute(), None, state.stack
         found._programs, found._children, found._watchdog = {}, {}, None
         found._running = {program.name: program for program in state.programs}
         return found
@@ -144,6 +146,7 @@ class Supervisor:
             address=program.address,
             health_url=program.health_url,
             foundation=program.foundation,
+            stop_timeout_s=program.stop_timeout_s,
         )
         self._save()
 
@@ -181,6 +184,11 @@ class Supervisor:
             raise ProgramFailed(f"{name} did not end within {timeout_s:g} s; {_where(self._programs[name])}") from None
         self.stop(name)
         return code
+
+    def is_alive(self, name: str) -> bool:
+        """Say whether a program of this stack lives, whoever started it."""
+        running = self._running.get(name)
+        return running is not None and running.process.find() is not None
 
     def check(self) -> None:
         """Raise ProgramFailed for the first program, started or adopted, that has ended by itself."""
@@ -261,10 +269,11 @@ def refuse_second_stack(state_path: Path) -> None:
         raise Conflict(f"already running: {', '.join(names)} (recorded in {state_path}); stop it with `make down`")
 
 
-def start_watchdog(state_path: Path, stop_timeout_s: float) -> subprocess.Popen[bytes]:
+def start_watchdog(state_path: Path, stop_timeout_s: float | None) -> subprocess.Popen[bytes]:
     """Start the process that stops the stack as soon as the calling process is gone."""
+    timeout = [] if stop_timeout_s is None else [str(stop_timeout_s)]
     return subprocess.Popen(
-        [sys.executable, "-m", "hone.local.watchdog", str(state_path), str(stop_timeout_s)],
+        [sys.executable, "-m", "hone.local.watchdog", str(state_path), *timeout],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -53,6 +53,8 @@ def restart_programs(names: Sequence[str], say: Callable[[str], object], place: 
             )
     write_environment(ENVIRONMENT_FILE, env)
     for name in names:
+        if supervisor.is_alive(name):
+            say(f"{name} ends; what is in flight may take up to {programs[name].stop_timeout_s:g} s …")
         supervisor.stop(name)
         supervisor.start(programs[name])
         say(f"{name} runs again; log: {programs[name].log_path}")

@@ -20,6 +20,9 @@ TOPICS = {RESPONSES_TOPIC: 4, FEEDBACK_TOPIC: 4, RETRAIN_TOPIC: 1, DEAD_LETTER_T
 METERED = ("ingest", "pairs", "controller")
 """Programs without a main port of their own: they serve `/metrics` and `/healthz` on an extra one."""
 
+STOP_TIMEOUT_S = 30.0
+"""For gateway and runtime, which let answers in flight end and then bring their records to Kafka or to the disk."""
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -130,6 +133,7 @@ def hone_programs(place: Place, env: Mapping[str, str], models: Mapping[str, Pat
             address=f"http://127.0.0.1:{port}",
             health_url=f"http://127.0.0.1:{port}/healthz",
             deadline_s=120,
+            stop_timeout_s=STOP_TIMEOUT_S if name in ("gateway", "runtime") else 10.0,
         )
         for name, (words, port) in commands.items()
     ]

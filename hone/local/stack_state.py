@@ -55,6 +55,8 @@ class RunningProgram:
     stop_signal: int = signal.SIGTERM
     adopted: bool = False
     """Started by somebody else (a server's own control program): only its leader gets the signal."""
+    stop_timeout_s: float = 10.0
+    """How long it may take to end by itself before it is killed."""
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,17 @@ KILL_TIMEOUT_S = 10.0
 
 
 def stop_programs(
-    stack: str, programs: Iterable[RunningProgram], *, timeout_s: float, reap: Callable[[], None] = lambda: None
+    stack: str,
+    programs: Iterable[RunningProgram],
+    *,
+    timeout_s: float | None = None,
+    reap: Callable[[], None] = lambda: None,
 ) -> None:
     """Stop the programs and all that they started; those that others depend on (`foundation`) come last.
 
-    Each of the two waves gets `timeout_s` to end by itself; 0 means SIGKILL at once. `reap` collects the exit codes
-    of the caller's own children. Postcondition: no process of these programs is left.
+    Each of the two waves gets `timeout_s` to end by itself, by default as long as the slowest of its programs may
+    take; 0 means SIGKILL at once. `reap` collects the exit codes of the caller's own children. Postcondition: no
+    process of these programs is left.
 
     Raises:
         ProgramFailed: a process survived SIGKILL for 10 s (it hangs in the kernel).
@@ -36,13 +41,18 @@ def stop_programs(
         tuple(p for p in programs if p.foundation),
     ):
         if wave:
-            _stop_wave(stack, wave, timeout_s, reap)
+            _stop_wave(stack, wave, longest(wave) if timeout_s is None else timeout_s, reap)
 
 
-def down(state_path: Path, *, timeout_s: float = 10.0) -> list[str]:
+def longest(programs: Iterable[RunningProgram]) -> float:
+    """Return for how many seconds these programs, stopped together, are waited for; 0 where there is none."""
+    return max((program.stop_timeout_s for program in programs), default=0.0)
+
+
+def down(state_path: Path, *, timeout_s: float | None = None) -> list[str]:
     """Stop a stack from any process, also when its starter is gone; return the names of what was still running.
 
-    The state file is gone afterwards. Without a state file there is nothing to do.
+    `timeout_s` as for `stop_programs`. The state file is gone afterwards. Without a state file there is nothing to do.
     """
     state = read_state(state_path)
     if not state:
@@ -52,6 +62,13 @@ def down(state_path: Path, *, timeout_s: float = 10.0) -> list[str]:
     _kill(lambda: marked(state.stack))
     state_path.unlink(missing_ok=True)
     return names
+
+
+def patience(state_path: Path) -> float:
+    """Return for how many seconds `down` waits at most before it kills; 0 where nothing of the stack lives."""
+    state = read_state(state_path)
+    alive = [program for program in state.programs if program.process.find()] if state else []
+    return sum(longest(p for p in alive if p.foundation is last) for last in (False, True))
 
 
 def living(state_path: Path) -> list[str]:

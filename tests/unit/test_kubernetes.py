@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from hone.local.stack import Place, Ports, hone_programs
 from hone.settings import Settings
+from serving.gateway.app import CLOSE_TIMEOUT_S
+from serving.server import DEFAULT_LIMITS
 from tests.support.compose import ROOT, services
 
 BASE = ROOT / "deploy" / "k8s" / "base"
@@ -88,6 +91,20 @@ def test_each_program_runs_composes_command_from_the_same_image() -> None:
         assert service["image"].split(":")[0] == container["image"]
     assert set(found) == {"gateway", "runtime", "ingest", "pairs", "controller", "monitor", "migrate", "topics"}
     assert {image["name"] for image in KUSTOMIZATION["images"]} == {container["image"] for container in found.values()}
+
+
+@pytest.mark.parametrize("name", ["gateway", "runtime"])
+def test_whoever_stops_a_server_waits_longer_than_its_own_grace(name: str) -> None:
+    place = Place(root=ROOT, data=ROOT, libs=ROOT, ports=Ports.fixed())
+    (local,) = (program for program in hone_programs(place, {}, {}) if program.name == name)
+    pod = PROGRAMS[name]["spec"]["template"]["spec"]
+    waits = (
+        local.stop_timeout_s,
+        pod["terminationGracePeriodSeconds"],
+        int(services()[name]["stop_grace_period"][:-1]),
+    )
+    # Cancelled answers, the purge of the queue, the last lines to the disk and the ends of threads take some more.
+    assert min(waits) >= DEFAULT_LIMITS.grace_s + 2 * CLOSE_TIMEOUT_S
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

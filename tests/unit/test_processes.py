@@ -16,7 +16,7 @@ from hone.errors import ConfigError, Conflict, ProgramFailed
 from hone.local.ports import free_ports, is_free, require_free
 from hone.local.processes import Program, Supervisor, answers
 from hone.local.stack_state import ProcessRef, StackState, read_state, write_state
-from hone.local.stopping import down, living
+from hone.local.stopping import down, living, patience
 from hone.local.usage import UsageSampler
 
 STUBBORN = """
@@ -219,6 +219,36 @@ def test_a_part_of_a_stack_whose_starter_is_gone_is_stopped_and_started_again_al
     }
     assert before["two"] in [program.process for program in after.programs]
     assert sorted(down(path, timeout_s=5)) == ["one", "two"]
+
+
+POLITE = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.4)
+    pathlib.Path(sys.argv[1]).write_text("flushed")
+    raise SystemExit
+signal.signal(signal.SIGTERM, end)
+pathlib.Path(sys.argv[1]).write_text("ready")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", ["stop", "down"])
+def test_each_program_gets_its_own_time_to_end(tmp_path: Path, end: str) -> None:
+    path, note = tmp_path / "stack.json", tmp_path / "note"
+    starter = Supervisor(path, detached=True)
+    hasty = python(tmp_path, "import time; time.sleep(600)", name="hasty")
+    starter.launch(replace(hasty, stop_timeout_s=0.1))
+    polite = python(tmp_path, POLITE, str(note), name="polite")
+    starter.start(replace(polite, stop_timeout_s=20.0, ready=note.exists))
+    assert patience(path) == 20.0
+    if end == "stop":
+        Supervisor.attach(path).stop("polite")
+    else:
+        down(path)
+    assert note.read_text() == "flushed"
+    starter.stop_all()
+    assert patience(path) == 0.0
 
 
 def test_a_program_that_ends_by_itself_can_be_waited_for(supervisor: Supervisor, tmp_path: Path) -> None:
