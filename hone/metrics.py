@@ -36,7 +36,7 @@ CHAT_OVERHEAD_SECONDS = Histogram(
 )
 CHAT_ANSWERS = Counter(
     "hone_chat_answers_total",
-    "Answers by the arm that gave them; `failed` and `partial` did not complete.",
+    "Answers by the arm that gave them; `failed` and `partial` did not complete, `left`: the client left before.",
     ["track", "outcome"],
 )
 CHAT_FALLBACKS = Counter("hone_chat_fallbacks_total", "Canary failures before the first byte, answered by stable.")

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 CLIENTS_FAULT = frozenset({400, 413, 422, 429})
 """Statuses of a model server that tell the client something about its own request."""
+CLIENT_LEFT = 499
+"""What is counted, and never sent, for a client that left before the first byte; the number is nginx's."""
 EVENT_STREAM = b"text/event-stream"
 NO_CACHE = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
@@ -148,6 +150,9 @@ class Chat:
         self._in_flight += 1
         try:
             await self._answer(exchange, out)
+        except asyncio.CancelledError:
+            exchange.left, exchange.status = True, CLIENT_LEFT
+            raise
         finally:
             self._in_flight -= 1
             self._finish(exchange)
@@ -158,7 +163,7 @@ class Chat:
         except UpstreamFailed as error:
             exchange.ended = time.perf_counter()
             exchange.failed, exchange.refused = True, error.status in CLIENTS_FAULT
-            return await tell(out, as_problem(error))
+            return await give_up(exchange, error, out)
         try:
             if self.hook is not None:
                 return await self._judged(exchange, opened, self.hook, out)
@@ -216,7 +221,7 @@ class Chat:
         except OSError as error:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
             exchange.failed = True
-            return await tell(out, as_problem(UpstreamFailed(None, repr(error))))
+            return await give_up(exchange, UpstreamFailed(None, repr(error)), out)
         judgement = await hook.judge(exchange, summarize(body, stream=stream))
         exchange.upstream_ended = time.perf_counter()
         if not judgement.allow:
@@ -264,7 +269,7 @@ class Chat:
     def _finish(self, exchange: Exchange) -> None:
         """Count what was answered, and have it recorded."""
         if exchange.refused:
-            return count("refused", 400, exchange.track)
+            return count("refused", exchange.status, exchange.track)
         exchange.ended = exchange.ended or time.perf_counter()
         self.recorder.record(functools.partial(settle, exchange, self.clock()))
         if exchange.whole:
@@ -283,6 +288,13 @@ async def pass_on(exchange: Exchange, data: bytes, out: Outlet) -> None:
 async def given(body: bytes) -> bytes:
     """Return a body that is there already."""
     return body
+
+
+async def give_up(exchange: Exchange, error: UpstreamFailed, out: Outlet) -> None:
+    """Send what became of a request that no model server answered."""
+    problem = as_problem(error)
+    exchange.status = problem.status
+    await tell(out, problem)
 
 
 async def tell(out: Outlet, problem: Problem) -> None:
@@ -355,8 +367,8 @@ def clocks(track: Track) -> tuple[Histogram, Histogram]:
 
 def observe(exchange: Exchange, *, completed: bool) -> None:
     """Count a chat, its times, and what the gateway added to the upstream's time."""
-    outcome = "completed" if completed else "partial" if exchange.begun else "failed"
-    count(outcome, 200 if exchange.begun else 502, exchange.track)
+    status = 200 if exchange.begun else exchange.status
+    count(exchange.outcome(completed=completed), status, exchange.track)
     ended = exchange.ended or exchange.arrived
     to_end, to_first_byte = clocks(exchange.track)
     to_end.observe(ended - exchange.arrived)

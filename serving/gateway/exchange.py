@@ -30,6 +30,10 @@ class Exchange:
     "The model server found fault with the request itself: no answer, nothing to record."
     failed: bool = False
     "The model server did not answer, or broke off."
+    left: bool = False
+    "The client left before the answer was whole."
+    status: int = 500
+    "What is counted where the client has seen no byte: what it heard instead, or 499, as with nginx, where it left."
     begun: bool = False
     "Whether the client has seen a byte."
     first_byte: float | None = None
@@ -68,7 +72,17 @@ class Exchange:
 
     def broken_by(self) -> str | None:
         """Return why an answer without a finish reason has none: `error`, or `cancelled` by the client."""
-        return "error" if self.failed else None if self.whole else "cancelled"
+        if self.whole:
+            return None
+        return "cancelled" if self.left and not self.failed else "error"
+
+    def outcome(self, *, completed: bool) -> str:
+        """Return what the metric counts the answer as."""
+        if completed:
+            return "completed"
+        if self.left and not self.failed:
+            return "left"
+        return "partial" if self.begun else "failed"
 
     def is_complete(self) -> bool:
         """Say whether the bytes so far are an answer with a finish reason."""

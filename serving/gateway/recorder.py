@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -38,13 +39,15 @@ class Spill:
         self._lock = threading.Lock()
 
     def append(self, line: bytes) -> None:
-        """Write one line; on disk when it returns."""
+        """Write one line; on disk when it returns.
+
+        Raises:
+            OSError: it could not be written, and nothing of it is there.
+        """
         with self._lock:
             self.growing.parent.mkdir(parents=True, exist_ok=True)
-            with self.growing.open("ab") as stream:
-                stream.write(line + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            with self.growing.open("a+b", buffering=0) as stream:
+                write_line(stream, line)
         metrics.SPILLED_RESPONSES.inc()
         metrics.SPILL_BYTES.set(self.size())
 
@@ -65,6 +68,24 @@ class Spill:
     def size(self) -> int:
         """Return the bytes that wait."""
         return sum(file.stat().st_size for file in (self.growing, self.replaying) if file.exists())
+
+
+def write_line(stream: FileIO, line: bytes) -> None:
+    """Append a line and wait for the disk; where that fails, the file is as long as before. Raises OSError.
+
+    A half line, which a killed process left, is closed first: it may be lost, the next one may not be glued to it.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    if end:
+        stream.seek(end - 1)
+    rest = memoryview((b"\n" if end and stream.read(1) != b"\n" else b"") + line + b"\n")
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+        os.fsync(stream.fileno())
+    except OSError:
+        stream.truncate(end)
+        raise
 
 
 class Recorder:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from hone.ids import uuid7
-from hone.metrics import HOOK_CALLS
+from hone.metrics import GATEWAY_REQUESTS, HOOK_CALLS
 from hone.records import Track
 from hone.settings import Gateway as Limits
 from serving.gateway.ask import read_ask
@@ -196,13 +196,15 @@ def test_a_stream_is_held_until_the_hook_has_answered(tmp_path: Path) -> None:
     hook, model = HookServer(ALLOW), ForeignServer(["one ", "two"])
     model.may_go_on.clear()
     with judged(tmp_path, hook, model) as served:
-        body = {"model": "hone", "messages": HI, "stream": True}
+        body, left = {"model": "hone", "messages": HI, "stream": True}, GATEWAY_REQUESTS.labels("chat", 499)
+        before = left._value.get()
         with pytest.raises(TimeoutError):
             asyncio.run(asyncio.wait_for(first_byte(served, body), 0.5))
         assert hook.asked == []
         (response,) = served.responses(1)
         model.may_go_on.set()
     assert (response.completion, response.finish_reason, response.completed) == ("", "cancelled", False)
+    assert left._value.get() == before + 1
     assert model.left_early
 
 

@@ -3,13 +3,16 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 
+from hone.metrics import CHAT_ANSWERS, GATEWAY_REQUESTS
 from hone.records import Track, TrafficPlan
 from serving.gateway.sse import summarize
 from tests.support.gateway import HI, ForeignServer, event, gateway
@@ -55,6 +58,31 @@ def test_a_client_that_leaves_stops_the_model_server_and_the_part_is_recorded(
             time.sleep(0.02)
     assert foreign.left_early
     assert (response.completion, response.completed, response.finish_reason) == ("one ", False, "cancelled")
+
+
+@pytest.mark.parametrize("way", [{}, {"origin": "https://app.example"}], ids=["short way", "ordinary way"])
+def test_a_client_that_leaves_before_the_first_byte_is_no_failure_of_ours(tmp_path: Path, way: dict[str, str]) -> None:
+    foreign = ForeignServer(["one"])
+    foreign.hangs = True
+    with serving(foreign) as url, gateway(tmp_path, url) as served:
+        before = counted()
+        body = {"model": "hone", "messages": HI, "stream": True}
+        with pytest.raises(httpx.ReadTimeout):
+            served.http.post("/v1/chat/completions", json=body, headers=way, timeout=0.3)
+        (response,) = served.responses(1)
+        foreign.hangs = False
+    assert (response.finish_reason, response.completed) == ("cancelled", False)
+    assert counted() - before == {"499": 1, "left": 1}
+
+
+def counted() -> Counter[str]:
+    """How often each code and each outcome was counted for chats so far."""
+    samples = [*CHAT_ANSWERS.collect()[0].samples, *GATEWAY_REQUESTS.collect()[0].samples]
+    found: Counter[str] = Counter()
+    for sample in samples:
+        if sample.name.endswith("_total") and sample.labels.get("route", "chat") == "chat":
+            found[sample.labels.get("outcome") or sample.labels["code"]] += int(sample.value)
+    return found
 
 
 def test_a_server_that_breaks_off_in_the_middle_ends_the_stream_with_an_error(tmp_path: Path) -> None:
