@@ -10,9 +10,9 @@ import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from hone.errors import ConfigError
@@ -22,10 +22,23 @@ CONFIG_VARIABLE = "HONE_CONFIG"
 OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "HONE_REQUIRE"})
 
 
+def null_where_empty(model: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """Return None for an empty text of an optional key: a variable has no other way to take back what a file sets."""
+    assert info.field_name
+    is_optional = type(None) in get_args(model.model_fields[info.field_name].annotation)
+    return None if value == "" and is_optional else value
+
+
 class Section(BaseModel):
     """A table of the TOML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def read_empty(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read an empty text as null, where null is allowed."""
+        return null_where_empty(cls, value, info)
 
 
 class Ingest(Section):
@@ -204,6 +217,12 @@ class Settings(BaseSettings):
     gateway: Gateway = Gateway()
     rollout: Rollout = Rollout()
     seldon: Seldon = Seldon()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def read_empty(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read an empty text as null, where null is allowed."""
+        return null_where_empty(cls, value, info)
 
     @classmethod
     def settings_customise_sources(

@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 import httpx
+from sqlalchemy.exc import OperationalError
 
 from hone.cli.context import (
     ENVIRONMENT_FILE,
     STATE_FILE,
     actor_option,
     current_settings,
+    explained,
     json_option,
     reason_option,
     transaction,
@@ -68,12 +70,18 @@ def restart(programs: tuple[str, ...]) -> None:
 
     PROGRAMS are names as `hone status` shows them: ingest, pairs, gateway, runtime, controller, monitor. They read the
     configuration file anew, and take over what this shell sets (HONE_INGEST__STREAMS=… hone restart ingest). One that
-    has ended is started. Nothing acknowledged is lost.
+    has ended is started. Nothing acknowledged is lost. If a name or a setting is wrong nothing is stopped: exit code 2.
     """
     require_local()
     from hone.local.restart import restart_programs
 
-    restart_programs(programs, click.echo)
+    try:
+        restart_programs(programs, click.echo)
+    except ConfigError as error:
+        click.secho(f"hone: {error}; nothing was stopped", fg="red", err=True)
+        raise SystemExit(2) from None
+    except OperationalError as error:
+        raise explained(error) from None
 
 
 def require_local() -> None:
@@ -125,9 +133,11 @@ def part_rows() -> list[dict[str, Any]]:
 def ended_text(part: Mapping[str, Any]) -> str:
     """Say that a program has ended, and its last words, which mostly say what to do."""
     from hone.local.processes import tail
+    from hone.local.restart import RESTARTABLE
 
     words = tail(Path(part["log"]), 1).strip() or "its log is empty"
-    return f"{part['part']} has ended: {words}\n  when that is repaired: `hone restart {part['part']}`"
+    remedy = f"`hone restart {part['part']}`" if part["part"] in RESTARTABLE else "`hone down`, then `hone up`"
+    return f"{part['part']} has ended: {words}\n  when that is repaired: {remedy}"
 
 
 def health(url: str) -> str:

@@ -1,8 +1,10 @@
 """`hone restart`: one program of the stack that `hone up` left running, stopped and started again."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from hone.errors import ConfigError
+from hone.errors import ConfigError, ProgramFailed
 from hone.local.checkout import checkout
 from hone.local.processes import Program, Supervisor
 from hone.local.prometheus import WatchPorts, monitor_program
@@ -16,6 +18,10 @@ from hone.local.up import (
     stable_model,
     write_environment,
 )
+from hone.settings import load_settings
+
+RESTARTABLE = ("runtime", "gateway", "ingest", "pairs", "controller", "monitor")
+"""Hone's own programs. The other parts are started once, by `hone up`."""
 
 OF_THE_STACK = frozenset(
     {
@@ -36,28 +42,63 @@ OF_THE_STACK = frozenset(
 def restart_programs(names: Sequence[str], say: Callable[[str], object], place: Place | None = None) -> None:
     """Stop programs of the running stack, or what a crash left of them, and start them as `hone up` does.
 
-    They read the configuration file anew, and take over what this shell sets of hone's settings; commands see it too.
+    They read the configuration file anew, and take over what this shell sets of hone's settings; commands see it too,
+    once all have started.
 
     Raises:
-        Conflict: no stack runs here. ConfigError: there is no such program. ProgramFailed: one does not start.
+        Conflict: no stack runs here. ProgramFailed: one does not start; the stored settings are those of before.
+        ConfigError: there is no such program, or a setting is wrong. All goes on as it was.
     """
     place = place or local_place(checkout())
     supervisor = Supervisor.attach(STATE_FILE)
+    refuse_others(names)
     env = environment_now(read_environment(ENVIRONMENT_FILE), overrides())
+    check_settings(env)
     programs = programs_of(place, {**env, **process_environment(place)})
+    try:
+        replace_programs(supervisor, [programs[name] for name in names], say)
+    except ProgramFailed as error:
+        again = f"\n`hone restart {' '.join(names)}` takes the settings of before, where this shell does not set others"
+        raise ProgramFailed(f"{error}{again}") from None
+    write_environment(ENVIRONMENT_FILE, env)
+
+
+def refuse_others(names: Sequence[str]) -> None:
+    """Raise ConfigError for the first name that is not one of hone's own programs."""
     for name in names:
-        if name not in programs:
+        if name not in RESTARTABLE:
             raise ConfigError(
-                f"{name} is not one of {', '.join(programs)}: other parts start with the stack, by `hone down` and "
+                f"{name} is not one of {', '.join(RESTARTABLE)}: other parts start with the stack, by `hone down` and "
                 "`hone up`"
             )
-    write_environment(ENVIRONMENT_FILE, env)
-    for name in names:
-        if supervisor.is_alive(name):
-            say(f"{name} ends; what is in flight may take up to {programs[name].stop_timeout_s:g} s …")
-        supervisor.stop(name)
-        supervisor.start(programs[name])
-        say(f"{name} runs again; log: {programs[name].log_path}")
+
+
+def check_settings(env: Mapping[str, str]) -> None:
+    """Raise ConfigError where a program with these variables would not accept its settings."""
+    with environment(env):
+        load_settings()
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for the time of the block: settings are read from nowhere else."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def replace_programs(supervisor: Supervisor, programs: Sequence[Program], say: Callable[[str], object]) -> None:
+    """Stop each program and start it anew, one after the other. Raises ProgramFailed for one that does not start."""
+    for program in programs:
+        if supervisor.is_alive(program.name):
+            say(f"{program.name} ends; what is in flight may take up to {program.stop_timeout_s:g} s …")
+        supervisor.stop(program.name)
+        supervisor.start(program)
+        say(f"{program.name} runs again; log: {program.log_path}")
 
 
 def environment_now(stored: Mapping[str, str], shell: Mapping[str, str]) -> dict[str, str]:

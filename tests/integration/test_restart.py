@@ -7,10 +7,11 @@ import httpx
 import pytest
 
 from hone.cli.context import ENVIRONMENT_FILE, STATE_FILE
-from hone.errors import ConfigError
+from hone.cli.stack import ended_text
+from hone.errors import ProgramFailed
 from hone.local.broker import Broker
 from hone.local.processes import Program, Supervisor
-from hone.local.restart import OF_THE_STACK, environment_now, restart_programs
+from hone.local.restart import OF_THE_STACK, RESTARTABLE, environment_now, programs_of, restart_programs
 from hone.local.stack import Place, Ports, program_environment
 from hone.local.stopping import down
 from hone.local.up import read_environment, write_environment
@@ -49,8 +50,6 @@ def test_a_program_that_has_ended_is_named_by_the_status_and_started_with_the_se
         wait_for(lambda: starter.exit_code("pairs") == 0)
         said = run("status").stdout
         assert "pairs has ended: too tired\n  when that is repaired: `hone restart pairs`" in said
-        with pytest.raises(ConfigError, match="postgres is not one of runtime, gateway, ingest, pairs"):
-            restart_programs(["postgres"], print, place)
         monkeypatch.setenv("HONE_TRIGGER__MIN_PAIRS", "77")
         restart_programs(["pairs"], print, place)
         url = f"http://127.0.0.1:{place.ports.pairs}/metrics"
@@ -58,3 +57,51 @@ def test_a_program_that_has_ended_is_named_by_the_status_and_started_with_the_se
         assert read_environment(ENVIRONMENT_FILE)["HONE_TRIGGER__MIN_PAIRS"] == "77", "commands see it, too"
     finally:
         assert set(down(STATE_FILE.absolute(), timeout_s=5)) == {"gateway", "pairs"}
+
+
+def test_what_cannot_be_restarted_goes_on_and_no_wrong_setting_is_kept(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = make_run(store_url, monkeypatch, tmp_path)
+    write_environment(ENVIRONMENT_FILE, stack_environment(place_in(tmp_path), store_url))
+    before = ENVIRONMENT_FILE.read_text()
+    starter = Supervisor(STATE_FILE, detached=True)
+    starter.launch(Program(name="gateway", argv=("sleep", "600"), log_path=tmp_path / "log"))
+    try:
+        said = run("restart", "gateway", "postgres", code=2).stderr
+        assert "postgres is not one of runtime, gateway, ingest, pairs" in said and "nothing was stopped" in said
+        monkeypatch.setenv("HONE_GATEWAY__RESPONSE_HOOK_URL", "example.org")
+        said = run("restart", "gateway", code=2).stderr
+        assert "HONE_GATEWAY__RESPONSE_HOOK_URL" in said and "'example.org'" in said
+        assert starter.exit_code("gateway") is None and ENVIRONMENT_FILE.read_text() == before
+    finally:
+        down(STATE_FILE.absolute(), timeout_s=5)
+
+
+def test_a_program_that_does_not_start_leaves_the_stored_settings_as_they_were(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_run(store_url, monkeypatch, tmp_path)
+    place = place_in(tmp_path)
+    write_environment(ENVIRONMENT_FILE, stack_environment(place, store_url))
+    before = ENVIRONMENT_FILE.read_text()
+    Supervisor(STATE_FILE, detached=True).launch(Program(name="x", argv=("sleep", "600"), log_path=tmp_path / "log"))
+    monkeypatch.setenv("HONE_TRIGGER__MIN_PAIRS", "77")
+    nowhere = replace(place, root=tmp_path / "no-checkout")
+    try:
+        with pytest.raises(ProgramFailed, match=r"(?s)no-checkout.*`hone restart ingest` takes the settings of before"):
+            restart_programs(["ingest"], print, nowhere)
+        assert ENVIRONMENT_FILE.read_text() == before
+    finally:
+        down(STATE_FILE.absolute(), timeout_s=5)
+
+
+@pytest.mark.parametrize("name", ["kafka", "postgres", "airflow-scheduler"])
+def test_of_a_part_that_cannot_be_restarted_alone_the_status_says_what_can(name: str, tmp_path: Path) -> None:
+    said = ended_text({"part": name, "log": str(tmp_path / "none")})
+    assert said.endswith("when that is repaired: `hone down`, then `hone up`")
+
+
+def test_every_program_of_hone_can_be_restarted(store_url: str, tmp_path: Path) -> None:
+    place = place_in(tmp_path)
+    assert tuple(programs_of(place, stack_environment(place, store_url))) == RESTARTABLE

@@ -54,3 +54,18 @@ def test_a_missing_file_says_which(tmp_path: Path) -> None:
 def test_an_origin_that_no_browser_sends_is_refused(origin: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no origin"):
         load_settings(config(tmp_path, f'[gateway]\ncors_origins = ["{origin}"]\n'))
+
+
+def test_an_empty_value_takes_an_optional_setting_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        'stable_model = "m"\nairflow_url = ""\n[gateway]\nresponse_hook_url = "http://hook"\n[ingest]\nstreams = "s"\n'
+    )
+    file = config(tmp_path, text)
+    assert load_settings(file).airflow_url is None
+    for name in ("STABLE_MODEL", "GATEWAY__RESPONSE_HOOK_URL", "INGEST__STREAMS"):
+        monkeypatch.setenv(f"HONE_{name}", "")
+    settings = load_settings(file)
+    assert (settings.stable_model, settings.gateway.response_hook_url, settings.ingest.streams) == (None, None, None)
+    monkeypatch.setenv("HONE_TRIGGER__MIN_PAIRS", "")
+    with pytest.raises(ConfigError, match="min_pairs"):
+        load_settings(file)
