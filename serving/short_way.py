@@ -4,10 +4,10 @@ A route takes a request with one callback, and answers it with another one or fr
 """
 
 import asyncio
+import functools
 import logging
 import types
 from collections.abc import Coroutine, Generator
-from contextlib import suppress
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -57,24 +57,35 @@ NO_EVENT = NoEvent()
 
 @types.coroutine
 def going_on(begun: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Go on, within a task, with a coroutine that was begun outside of one, once what it waits for has ended."""
-    with suppress(BaseException):  # how it ended, the coroutine sees itself
-        yield waits_for
-    yield from begun
+    """Go on, within a task, with a coroutine that was begun outside of one and now waits.
+
+    Whatever ends a wait is handed to it there, a cancellation too: `yield from` would swallow one of the first wait.
+    """
+    while True:
+        try:
+            sent = yield waits_for
+        except BaseException as error:
+            step = functools.partial(begun.throw, error)
+        else:
+            step = functools.partial(begun.send, sent)
+        try:
+            waits_for = step()
+        except StopIteration:
+            return
 
 
 class Cycle:
     """One request on the short way, and where its answer goes; uvicorn sees it as the request in progress."""
 
     __slots__ = (
-        *("body", "connection", "disconnected", "keep_alive", "message_event", "response_complete", "route", "task"),
-        "_head",
+        *("body", "connection", "disconnected", "keep_alive", "message_event", "response_complete", "route", "taken"),
+        *("task", "_head"),
     )
 
     def __init__(self, route: Direct, connection: Connection, *, keep_alive: bool) -> None:
         self.route, self.connection, self.keep_alive = route, connection, keep_alive
         self.body = b""
-        self.response_complete = self.disconnected = False
+        self.response_complete = self.disconnected = self.taken = False
         self.message_event = NO_EVENT
         self.task: asyncio.Task[None] | None = None
         self._head: bytes | None = None
@@ -92,7 +103,11 @@ class Cycle:
             return
         task = self.task = self.connection.loop.create_task(going_on(begun, waits_for))
         self.connection.server_state.tasks.add(task)
-        task.add_done_callback(self.connection.server_state.tasks.discard)
+        task.add_done_callback(functools.partial(self._ended, begun))
+
+    def _ended(self, begun: Coroutine[Any, Any, None], task: "asyncio.Task[None]") -> None:
+        self.connection.server_state.tasks.discard(task)
+        begun.close()  # a task that is cancelled before its first step never looks at its coroutine
 
     def leave(self) -> None:
         """Note that the client has left."""

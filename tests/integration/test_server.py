@@ -5,12 +5,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from serving.http import JSON, Problem, Receive, Scope, Send, answer, answer_problem, read_body
+from serving.http import JSON, AsgiOutlet, Outlet, Problem, Receive, Scope, Send, answer, answer_problem, read_body
 from serving.server import Limits
-from serving.short_way import Cycle
+from serving.short_way import Cycle, going_on
 from tests.support.web import serving
 
 Address = tuple[str, int]
@@ -141,6 +142,8 @@ class Streams:
     async def answer(self, body: bytes, out: Cycle) -> None:
         if body == b"fault":
             raise RuntimeError("before the first wait")
+        if body == b"long":
+            return await self.answer_for_long(out)
         await out.start(200, JSON)
         await out.write(b"one ")
         try:
@@ -152,24 +155,41 @@ class Streams:
             raise RuntimeError("in the middle")
         await out.end(b"two" if body == b"two" else b"")
 
+    async def answer_for_long(self, out: Outlet) -> None:
+        await out.start(200, JSON)
+        for number in range(30):
+            await out.write(b"%d " % number)
+            await asyncio.sleep(0.1)
+        await out.end(b"done")
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await answer(send, 200, b"long " + await read_body(receive, 1000))
+        if scope["type"] != "http":
+            return
+        try:
+            body = await read_body(receive, 1000, timeout_s=0.2)
+        except Problem as problem:
+            return await answer_problem(send, problem)
+        await (self.answer_for_long(AsgiOutlet(send)) if body == b"long" else answer(send, 200, b"long " + body))
 
 
 @pytest.fixture(scope="module")
 def streams() -> Iterator[tuple[Address, Streams]]:
     app = Streams()
-    with serving(app) as url:
+    with serving(app, Limits(head_timeout_s=0.5)) as url:
         yield ("127.0.0.1", int(url.rsplit(":", 1)[1])), app
 
 
 def test_an_answer_in_chunks_ends_and_the_connection_goes_on(streams: tuple[Address, Streams]) -> None:
-    got = exchange(streams[0], post(b"two"), post(b"", connection="close"))
-    first, second = got.split(b"HTTP/1.1 200 OK\r\n")[1:]
-    assert first.endswith(b"transfer-encoding: chunked\r\n\r\n4\r\none \r\n3\r\ntwo\r\n0\r\n\r\n")
-    assert second.endswith(b"4\r\none \r\n0\r\n\r\n")
-    assert b"connection: close" in second
+    got = [b"", b""]
+    with socket.create_connection(streams[0]) as sock:
+        sock.settimeout(10)
+        for number, sent in enumerate([post(b"two"), post(b"", connection="close")]):
+            sock.sendall(sent)
+            while not got[number].endswith(b"\r\n0\r\n\r\n"):
+                got[number] += sock.recv(65536)
+    assert got[0].endswith(b"transfer-encoding: chunked\r\n\r\n4\r\none \r\n3\r\ntwo\r\n0\r\n\r\n")
+    assert got[1].endswith(b"transfer-encoding: chunked\r\n\r\n4\r\none \r\n0\r\n\r\n")
+    assert b"connection: close" in got[1]
 
 
 def test_a_request_behind_one_that_streams_waits_for_its_end(streams: tuple[Address, Streams]) -> None:
@@ -191,3 +211,75 @@ def test_who_answers_is_told_that_the_client_has_left(streams: tuple[Address, St
         sock.sendall(post(b"never"))
         assert b"one " in sock.recv(65536)
     assert app.left.wait(5)
+
+
+@pytest.mark.parametrize("way", [{}, {"origin": "https://a.example"}], ids=["short way", "ordinary way"])
+@pytest.mark.parametrize("piece", [b"PO", b"POST /hot HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhal"])
+def test_a_piece_of_a_next_request_does_no_harm_to_an_answer_that_takes_its_time(
+    streams: tuple[Address, Streams], way: dict[str, str], piece: bytes
+) -> None:
+    got = exchange(streams[0], post(b"long", b"/hot", **way), piece)
+    whole = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in [b"%d " % n for n in range(30)] + [b"done"])
+    assert got.split(b"\r\n\r\n", 1)[1].startswith(whole + b"0\r\n\r\n")
+    assert b"long hi" in exchange(streams[0], post(b"hi", path=b"/cold", connection="close"))
+
+
+def test_a_head_without_end_is_refused(address: Address) -> None:
+    with socket.create_connection(address) as sock:
+        sock.settimeout(10)
+        sock.sendall(b"POST /hot HTTP/1.1\r\n")
+        with suppress(ConnectionError):  # it may have closed before all is sent
+            for _ in range(40):
+                sock.sendall(b"x-long: " + b"x" * 20_000 + b"\r\n")
+                time.sleep(0.002)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "upgrade"])
+def test_an_offer_to_speak_another_protocol_is_passed_over(address: Address, name: str) -> None:
+    offer = {"Connection": f"{name}, HTTP2-Settings", name: "h2c", "HTTP2-Settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+    got = exchange(address, post(b"hi!", b"/hot", **offer), post(b"end", connection="close"))
+    assert b"short hi!" in got
+    assert b"short end" in got
+
+
+@pytest.mark.parametrize("end_of_head", [0, 2])
+def test_a_body_is_never_taken_for_a_request(address: Address, end_of_head: int) -> None:
+    smuggled = post(b"smuggled", path=b"/cold")
+    head = post(b"", connection="Upgrade", upgrade="h2c").replace(b"length: 0", b"length: %d" % len(smuggled))
+    cut, got = head.index(b"upgrade") + 3, b""
+    with socket.create_connection(address) as sock, suppress(ConnectionError):  # it is closed after such a head
+        sock.settimeout(10)
+        for piece in (head[:cut], head[cut : len(head) - end_of_head], head[len(head) - end_of_head :], smuggled):
+            sock.sendall(piece)
+            time.sleep(0.02)
+        sock.sendall(post(b"end", connection="close"))
+        while data := sock.recv(65536):
+            got += data
+    assert b"long smuggled" not in got
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_coroutine_that_was_begun_outside_of_a_task_sees_that_it_is_cancelled(steps: int) -> None:
+    seen: list[type[BaseException]] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(10)
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+
+    async def cancel_after() -> None:
+        begun = work()
+        task = asyncio.create_task(going_on(begun, begun.send(None)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        begun.close()
+
+    asyncio.run(cancel_after())
+    assert seen == [GeneratorExit if steps == 0 else asyncio.CancelledError]
