@@ -190,8 +190,8 @@ def test_answers_given_while_the_broker_is_away_reach_it_later(tmp_path: Path, u
     assert Spill(tmp_path / "spill").size() == 0
 
 
-async def replay(bootstrap: str, spill: Spill) -> bool:
-    publisher = Publisher(bootstrap, timeout_s=0.5)
+async def replay(bootstrap: str, spill: Spill, timeout_s: float) -> bool:
+    publisher = Publisher(bootstrap, timeout_s=timeout_s)
     done = await Recorder(publisher, spill).replay_once()
     await publisher.flush(0.1)
     await publisher.close()
@@ -202,11 +202,11 @@ def test_a_replay_that_fails_leaves_the_file_for_the_next_one(tmp_path: Path, up
     with gateway(tmp_path, upstream_url, bootstrap="127.0.0.1:9", produce_timeout_s=0.5) as served:
         served.answer_id()
     spill = Spill(tmp_path / "spill")
-    assert not asyncio.run(replay("127.0.0.1:9", spill))
+    assert not asyncio.run(replay("127.0.0.1:9", spill, 0.5))
     with spill.replaying.open("ab") as stream:
         stream.write(b'{"torn')
     with broker() as bootstrap:
-        assert asyncio.run(replay(bootstrap, spill))
+        assert asyncio.run(replay(bootstrap, spill, 10))
         assert spill.size() == 0
         assert len(records(bootstrap, "hone.responses.v1", dict, 1)) == 1
 
