@@ -290,6 +290,8 @@ def explain(
             near = difflib.get_close_matches(key.split(".")[-1], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"remove it, or see {page}"
             lines.append(f"{key} = {item['input']!r} is not a setting: {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{key} is missing: set it, see {page}")
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")
     return f"configuration from {origin}: " + "; ".join(lines)

@@ -131,7 +131,7 @@ def register(target: Target, expires_in_s: float) -> None:
         ConfigError: it refuses our key or the address. Retryable: it does not answer.
     """
     url, headers = f"{target.gateway}/v1/upstreams/{UPSTREAM}", {"Authorization": f"Bearer {target.admin_key}"}
-    body = {"url": target.upstream, "track": "replay", "expires_in_s": expires_in_s}
+    body = {"url": target.upstream, "track": "replay", "expires_in_s": expires_in_s, "metadata": True}
     try:
         answer = httpx.put(url, json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False)
     except httpx.TransportError as error:

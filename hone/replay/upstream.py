@@ -47,9 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             answer = self.server.recordings[metadata[ROW_FIELD]].responses[int(metadata[ANSWER_FIELD])]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             return self.reply(404, {"error": {"message": f"no recorded answer for this request ({error!r})"}})
-        self.reply(
-            200, completion(answer.text, str(request.get("model", "recorded")), self.headers.get("x-request-id"))
-        )
+        self.reply(200, completion(answer.text, str(request.get("model", "recorded"))))
 
     def reply(self, status: int, document: Mapping[str, Any]) -> None:
         """Send JSON."""
@@ -64,12 +62,12 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the gateway counts requests."""
 
 
-def completion(text: str, model: str, answer_id: str | None) -> dict[str, Any]:
+def completion(text: str, model: str) -> dict[str, Any]:
     """Return the text as OpenAI's API would; tokens are not known, so no usage is claimed."""
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return {
-        "id": answer_id or "recorded",
+        "id": "recorded",
         "object": "chat.completion",
         "created": 0,
         "model": model,

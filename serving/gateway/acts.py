@@ -179,7 +179,9 @@ def from_validation(error: msgspec.ValidationError, item: Any, path: str) -> Pro
     missing = re.search(r"field `(\w+)`", message)
     name = (found.group(1) if found else "") or (missing.group(1) if missing else "(body)")
     top = re.split(r"[.\[]", name)[0]
-    value = item.get(top) if isinstance(item, dict) else item
+    value: Any = item.get(top) if isinstance(item, dict) else item
+    for index in re.findall(r"\[(\d+)\]", name):
+        value = value[int(index)]
     known = ", ".join(ActBody.__struct_fields__)
     return wrong(path + name, value, REMEDIES.get(top, f"{message}; known fields: {known}"))
 

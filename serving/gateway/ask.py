@@ -54,9 +54,10 @@ class Ask(msgspec.Struct, frozen=True):
     metadata: Mapping[str, str]
     idempotency_key: UUID | None = None
 
-    def upstream_body(self, model_version: str, *, private: bool = False, stream: bool | None = None) -> bytes:
-        """Return the request for a model server; with `private`, also the fields that name people."""
-        fields = {key: value for key, value in self.fields.items() if private or key not in PRIVATE}
+    def upstream_body(self, model_version: str, *, metadata: bool = False, stream: bool | None = None) -> bytes:
+        """Return the request for a model server, without the fields that name people; with `metadata` if it is told."""
+        kept = PRIVATE - {"metadata"} if metadata else PRIVATE
+        fields = {key: value for key, value in self.fields.items() if key not in kept}
         fields["model"] = model_version
         if stream is not None:
             fields["stream"] = stream

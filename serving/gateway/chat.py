@@ -24,7 +24,7 @@ from serving.gateway.recorder import Recorder
 from serving.gateway.shadow import Shadow
 from serving.gateway.sse import Rewriter, summarize
 from serving.gateway.turns import FirstAnswer, Turns
-from serving.gateway.upstreams import Opened, Target, UpstreamFailed, Upstreams
+from serving.gateway.upstreams import Opened, UpstreamFailed, Upstreams
 from serving.http import (
     PROBLEM_JSON,
     AsgiOutlet,
@@ -42,8 +42,10 @@ from serving.short_way import Cycle
 
 logger = logging.getLogger(__name__)
 
-CLIENTS_FAULT = frozenset({400, 413, 422, 429})
+CLIENTS_FAULT = frozenset({400, 413, 422})
 """Statuses of a model server that tell the client something about its own request."""
+RATE_LIMITED = 429
+"""Of a model server: our quota there is used up."""
 CLIENT_LEFT = 499
 """What is counted, and never sent, for a client that left before the first byte; the number is nginx's."""
 EVENT_STREAM = b"text/event-stream"
@@ -131,19 +133,17 @@ class Chat:
     def _begin(self, http: Http, body: bytes, arrived: float) -> Exchange:
         response_id = uuid7()
         ask = read_ask(body, http, self.identity_key, response_id)
-        decision, url = self._decide(ask)
-        return Exchange(ask, decision, url, response_id, arrived)
-
-    def _decide(self, ask: Ask) -> tuple[Decision, str]:
         named = self.upstreams.named(ask.model)
-        if named is not None:
-            return Decision(named.track, named.name), named.url
+        decision = Decision(named.track, named.name) if named else self._decide(ask)
+        return Exchange(ask, decision, named, response_id, arrived)
+
+    def _decide(self, ask: Ask) -> Decision:
         again = self.turns.again(ask.turn_id, ask.idempotency_key)
         decision = self.router.decide(ask.user_id, self.clock(), again)
         if decision is None:
             detail = "no stable model yet: `hone models add DIR --stable`, with the controller running"
             raise Problem(503, "no model", detail, retry_after_s=2)
-        return decision, self.upstreams.runtime_url
+        return decision
 
     async def _respond(self, exchange: Exchange, out: Outlet) -> None:
         """Answer one request; whatever was answered, even in part, is recorded."""
@@ -162,7 +162,7 @@ class Chat:
             opened = await self._open(exchange)
         except UpstreamFailed as error:
             exchange.ended = time.perf_counter()
-            exchange.failed, exchange.refused = True, error.status in CLIENTS_FAULT
+            exchange.failed, exchange.refused = True, error.status in {*CLIENTS_FAULT, RATE_LIMITED}
             return await give_up(exchange, error, out)
         try:
             if self.hook is not None:
@@ -190,9 +190,9 @@ class Chat:
         ask = exchange.ask
         exchange.token = token
         exchange.asked_at = time.perf_counter()
-        named = Target(exchange.url, model_version, echoes=True) if exchange.is_named else None
-        target = named or self.upstreams.target(model_version)
-        body = ask.upstream_body(target.model, private=exchange.is_named)
+        named = exchange.named
+        target = named.target() if named else self.upstreams.target(model_version)
+        body = ask.upstream_body(target.model, metadata=named is not None and named.metadata)
         try:
             opened = await self.upstreams.open(target, body, answer_id=token, model=ask.model, stream=ask.stream)
         except UpstreamFailed as error:
@@ -222,7 +222,14 @@ class Chat:
             logger.warning("%s broke off in the middle: %r", exchange.model_version, error)
             exchange.failed = True
             return await give_up(exchange, UpstreamFailed(None, repr(error)), out)
-        judgement = await hook.judge(exchange, summarize(body, stream=stream))
+        summary = summarize(body, stream=stream)
+        if not summary.is_read or summary.finish_reason is None:
+            logger.warning(
+                "%s gave an answer that no hook can judge: it breaks off, or is unreadable", exchange.model_version
+            )
+            exchange.failed = True
+            return await give_up(exchange, UpstreamFailed(None, "an answer that cannot be judged"), out)
+        judgement = await hook.judge(exchange, summary)
         exchange.upstream_ended = time.perf_counter()
         if not judgement.allow:
             exchange.withheld = judgement.reason
@@ -328,6 +335,9 @@ def as_problem(error: UpstreamFailed) -> Problem:
     """Return what the client hears: its own mistakes in the server's words, else nothing that tells the arm."""
     if error.status in CLIENTS_FAULT:
         return Problem(error.status or 400, "invalid_request_error", upstream_message(error.detail))
+    if error.status == RATE_LIMITED:
+        detail = "the model server takes no more requests for now: try again later"
+        return Problem(RATE_LIMITED, "rate limited upstream", detail, retry_after_s=error.retry_after_s)
     return Problem(502, "upstream failed", "the model server failed before it answered: try again", retry_after_s=1)
 
 
@@ -335,7 +345,7 @@ def upstream_message(body: str) -> str:
     """Return the message in an OpenAI or RFC 9457 error body, or the body."""
     try:
         document = msgspec.json.decode(body, type=dict[str, object])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return body
     error = document.get("error")
     return str(document.get("detail") or (error.get("message") if isinstance(error, dict) else None) or body)

@@ -1,6 +1,7 @@
 """The events of an OpenAI stream, as far as the gateway reads them."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import msgspec
 
@@ -34,20 +35,28 @@ class Chunk(msgspec.Struct):
 
 
 NO_USAGE = Usage()
+Shape = TypeVar("Shape")
 CHUNK = msgspec.json.Decoder(Chunk)
 MARK = b"data:"
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """Return an event, or a whole completion; bytes that are no UTF-8 are read as replacement characters.
+    """Return an event, or a whole completion; raises as `decode`."""
+    return decode(CHUNK, data)
+
+
+def decode(decoder: msgspec.json.Decoder[Shape], data: bytes) -> Shape:
+    """Return what a foreign server's JSON says; bytes that are no UTF-8 are read as replacement characters.
 
     Raises:
-        msgspec.DecodeError: it is no JSON, or of another shape.
+        msgspec.DecodeError: it is no JSON, of another shape, or nested too deeply to be read.
     """
     try:
-        return CHUNK.decode(data)
+        return decoder.decode(data)
     except UnicodeDecodeError:
-        return CHUNK.decode(data.decode("utf-8", "replace"))
+        return decode(decoder, data.decode("utf-8", "replace").encode())
+    except RecursionError:
+        raise msgspec.DecodeError("JSON nested too deeply") from None
 
 
 def events(body: bytes) -> Iterator[bytes]:

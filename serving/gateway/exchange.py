@@ -8,6 +8,7 @@ from hone.records import Response, Track
 from hone.tokens import Claims
 from serving.gateway.ask import Ask
 from serving.gateway.sse import Reading
+from serving.gateway.upstreams import NamedUpstream
 from serving.router import Decision
 
 MAX_COMPLETION_BYTES = 512 * 1024
@@ -20,14 +21,15 @@ class Exchange:
 
     ask: Ask
     decision: Decision
-    url: str
+    named: NamedUpstream | None
+    "The registered upstream that answers, outside of rollouts."
     response_id: UUID
     arrived: float
     token: str = ""
     "The id that the answer carries."
     fallback: bool = False
     refused: bool = False
-    "The model server found fault with the request itself: no answer, nothing to record."
+    "The model server would not answer: the request is at fault, or our quota is used up. Nothing to record."
     failed: bool = False
     "The model server did not answer, or broke off."
     left: bool = False
@@ -62,8 +64,8 @@ class Exchange:
 
     @property
     def is_named(self) -> bool:
-        """Say whether a registered upstream answers, outside of rollouts."""
-        return self.decision.track is Track.REPLAY
+        """Say whether a registered upstream answers."""
+        return self.named is not None
 
     def claims(self, now: datetime, ttl_s: int) -> Claims:
         """Return what the token of this answer says."""

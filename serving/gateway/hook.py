@@ -13,7 +13,7 @@ import msgspec
 from hone import metrics
 from hone.settings import Gateway as Limits
 from serving.gateway.breaker import CLOSED, Policy, abandoned, admit, failed, succeeded
-from serving.gateway.chunks import events
+from serving.gateway.chunks import decode, events
 from serving.gateway.exchange import MAX_COMPLETION_BYTES, Exchange
 from serving.gateway.sse import Summary
 from serving.gateway.wire import Wire
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 WITHHELD = "content_filter"
 """Finish reason, OpenAI's own, of an answer that the hook did not let out; such answers are never trained on."""
 MAX_REASON_CHARACTERS = 500
+OBJECT = msgspec.json.Decoder(dict[str, Any])
 Text = Annotated[str, msgspec.Meta(max_length=MAX_COMPLETION_BYTES // 4)]
 
 
@@ -182,6 +183,6 @@ def withheld(body: bytes, replacement: str, *, stream: bool) -> bytes:
 def object_in(body: bytes) -> dict[str, Any]:
     """Return the JSON object; empty where it is none."""
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
+        return decode(OBJECT, body)
     except msgspec.DecodeError:
         return {}

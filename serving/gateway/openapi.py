@@ -70,7 +70,7 @@ STORED = (404, 422, 503)
 FEEDBACK_PROBLEMS = (400, 401, 403, 404, 408, 413, 422, 429, 503)
 ROUTES = (
     Route("post", "/v1/chat/completions", "OpenAI's chat, streaming or whole", Scope.CHAT, body=ChatBody,
-          problems=(400, 413, 429, 502, 503), headers=CHAT_HEADERS),
+          problems=(400, 413, 422, 429, 502, 503), headers=CHAT_HEADERS),
     Route("post", "/v1/feedback", "Acts of feedback; 202 once the broker has them", None, 202, body=(ActBody, Batch),
           answer=Accepted, problems=(400, *FEEDBACK_PROBLEMS), headers=("X-User-Id", "Idempotency-Key")),
     Route("get", "/v1/models", "Names that a chat may ask for", Scope.CHAT),

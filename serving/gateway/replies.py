@@ -24,7 +24,7 @@ async def body_of(request: Request, shape: type[Body]) -> Body:
         return msgspec.json.decode(body or b"{}", type=shape)
     except msgspec.ValidationError as error:
         raise Problem(422, "invalid request", f"{error}: correct that field") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "bad JSON", f"the body is not JSON ({error}): send an object") from None
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hone.settings import Settings, Upstream
-from serving.gateway.upstreams import Opened, Target, UpstreamFailed, Upstreams, reading
+from serving.gateway.upstreams import Opened, Target, UpstreamFailed, Upstreams, reading, retry_after_s
 from serving.router import Router
 from serving.traffic.seldon_v1 import service_name
 from serving.traffic.seldon_v2 import model_name
@@ -144,7 +144,7 @@ class SeldonUpstreams(Upstreams):
         raw = await reading(reply, reply.all)
         if reply.status != 200:
             refusal = attempt(self.line.refusal, raw) or raw[:2000].decode(errors="replace")
-            raise UpstreamFailed(reply.status, refusal)
+            raise UpstreamFailed(reply.status, refusal, retry_after_s=retry_after_s(reply.headers))
         completion = attempt(self.line.read, raw)
         if completion is None:
             raise UpstreamFailed(None, f"no chat completion in {raw[:200]!r}")
@@ -161,7 +161,7 @@ def attempt(reader: Callable[[Document], Any], raw: bytes) -> Any:
     """Return what the reader finds in a JSON body, or None where it is not what was expected."""
     try:
         return reader(msgspec.json.decode(raw, type=Document))
-    except (msgspec.DecodeError, LookupError, ValueError, TypeError):
+    except (msgspec.DecodeError, LookupError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -38,7 +38,7 @@ class Shadow:
         decision = structs.replace(served.decision, track=Track.SHADOW, model_version=served.decision.shadow or "")
         ask = structs.replace(served.ask, stream=False)
         try:
-            self._queue.put_nowait(Exchange(ask, decision, served.url, uuid7(), time.perf_counter()))
+            self._queue.put_nowait(Exchange(ask, decision, None, uuid7(), time.perf_counter()))
         except asyncio.QueueFull:
             metrics.SHADOW_DROPPED.inc()
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from serving.gateway.chunks import NO_USAGE, Usage, decode_chunk, events
+from serving.gateway.chunks import NO_USAGE, Usage, decode, decode_chunk, events
 from serving.gateway.runs import PROBE_JSON, Frame, find_run
 
 MAX_KEPT_BYTES = 8 << 20
@@ -16,6 +16,8 @@ class Summary(msgspec.Struct, frozen=True):
     finish_reason: str | None
     num_prompt_tokens: int | None
     num_completion_tokens: int | None
+    is_read: bool = True
+    "Whether every piece was JSON of the expected shape."
 
 
 FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -37,6 +39,7 @@ class Reading:
         self.texts: list[str] = []
         self.finish_reason: str | None = None
         self.usage = NO_USAGE
+        self.is_read = True
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, of which the wire may have cut an event in two."""
@@ -49,21 +52,25 @@ class Reading:
     def summary(self) -> Summary:
         """Return all of it, with the line that is still open."""
         if not self._open:
-            return self._summary(self.texts, self.finish_reason, self.usage)
+            return self._summary(self.texts, self.finish_reason, self.usage, is_read=self.is_read)
         last = Reading(stream=True)
         for data in events(self._open) if self._stream else (self._open,):
             last.add(data)
         usage = last.usage if last.usage != NO_USAGE else self.usage
-        return self._summary([*self.texts, *last.texts], last.finish_reason or self.finish_reason, usage)
+        is_read = self.is_read and last.is_read
+        return self._summary(
+            [*self.texts, *last.texts], last.finish_reason or self.finish_reason, usage, is_read=is_read
+        )
 
-    def _summary(self, texts: list[str], finish_reason: str | None, usage: Usage) -> Summary:
-        return Summary("".join(texts), finish_reason, usage.prompt_tokens, usage.completion_tokens)
+    def _summary(self, texts: list[str], finish_reason: str | None, usage: Usage, *, is_read: bool) -> Summary:
+        return Summary("".join(texts), finish_reason, usage.prompt_tokens, usage.completion_tokens, is_read)
 
     def add(self, data: bytes) -> None:
         """Take an event, or a whole completion."""
         try:
             chunk = decode_chunk(data)
         except msgspec.DecodeError:
+            self.is_read = False
             return
         self.usage = chunk.usage or self.usage
         for choice in chunk.choices[:1]:
@@ -105,7 +112,7 @@ class Rewriter:
     def document(self, body: bytes) -> bytes:
         """Return a completion or chunk with id and model replaced; what is not a JSON object stays as it is."""
         try:
-            fields = FIELDS.decode(body)
+            fields = decode(FIELDS, body)
         except msgspec.DecodeError:
             return body
         fields.pop("system_fingerprint", None)
@@ -148,7 +155,7 @@ class Rewriter:
 def is_object(data: bytes) -> bool:
     """Say whether this is a whole JSON object."""
     try:
-        FIELDS.decode(data)
+        decode(FIELDS, data)
     except msgspec.DecodeError:
         return False
     return True

@@ -40,6 +40,8 @@ class NewUpstream(msgspec.Struct):
     url: Annotated[str, msgspec.Meta(pattern="^https?://[^/?#]+/?$")]
     expires_in_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)]
     track: Track = Track.REPLAY
+    metadata: bool = False
+    "Whether it is sent the `metadata` of requests, which may name people."
 
 
 class TrafficRoutes:
@@ -114,9 +116,9 @@ class TrafficRoutes:
         if new.track is not Track.REPLAY:
             raise Problem(422, "invalid request", f"track = {new.track}: a registered upstream has track replay")
         name = request.path_params["name"]
-        self.upstreams.register(name, new.url, new.track, new.expires_in_s)
+        self.upstreams.register(name, new.url, new.track, new.expires_in_s, metadata=new.metadata)
         logger.info("upstream %s at %s for %s s, by %s", name, new.url, new.expires_in_s, caller.name)
-        return as_json({"name": name, "url": new.url, "track": new.track, "expires_in_s": new.expires_in_s})
+        return as_json({"name": name, **msgspec.structs.asdict(new)})
 
     def _state(self) -> dict[str, Any]:
         now, plan = self.clock(), self.router.plan

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 import msgspec
 
@@ -24,9 +27,19 @@ CHAT_PATH = "/v1/chat/completions"
 class UpstreamFailed(Exception):
     """The model server gave no answer, not even its first byte. `status` is its own, or None if it gave none."""
 
-    def __init__(self, status: int | None, detail: str) -> None:
+    def __init__(self, status: int | None, detail: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(f"status {status}: {detail}" if status else detail)
-        self.status, self.detail = status, detail
+        self.status, self.detail, self.retry_after_s = status, detail, retry_after_s
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a version is asked for, and by which name."""
+
+    url: str
+    model: str
+    echoes: bool
+    "It is told id and name of the answer, so that it may give them itself."
+    headers: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -38,16 +51,12 @@ class NamedUpstream:
     track: Track
     expires_at: float
     "Monotonic seconds."
+    metadata: bool
+    "Whether it is sent the request's `metadata`."
 
-
-class Target(msgspec.Struct, frozen=True):
-    """Where a version is asked for, and by which name."""
-
-    url: str
-    model: str
-    echoes: bool
-    "It is told id and name of the answer, so that it may give them itself."
-    headers: Mapping[str, str] = {}
+    def target(self) -> Target:
+        """Return how to ask it: as somebody else's server, which hears no answer's id."""
+        return Target(self.url, self.name, echoes=False)
 
 
 def foreign(other: Upstream) -> Target:
@@ -90,9 +99,9 @@ class Upstreams:
         self._failing: set[str] = set()
         self._healthy, self._checked_at = False, -HEALTH_TTL_S
 
-    def register(self, name: str, url: str, track: Track, expires_in_s: float) -> None:
+    def register(self, name: str, url: str, track: Track, expires_in_s: float, *, metadata: bool = False) -> None:
         """Send requests for model `name` to `url` for a while; the same name again replaces it."""
-        self._named[name] = NamedUpstream(name, url.rstrip("/"), track, self._clock() + expires_in_s)
+        self._named[name] = NamedUpstream(name, url.rstrip("/"), track, self._clock() + expires_in_s, metadata)
 
     def named(self, model: str) -> NamedUpstream | None:
         """Return the live upstream of this name."""
@@ -126,7 +135,8 @@ class Upstreams:
         first = await (reading(reply, reply.some) if streams else reading(reply, reply.all))
         if reply.status != 200 or not first:
             reply.close()
-            raise UpstreamFailed(reply.status, first[:2000].decode("utf-8", "replace") or "an empty answer")
+            said = first[:2000].decode("utf-8", "replace") or "an empty answer"
+            raise UpstreamFailed(reply.status, said, retry_after_s=retry_after_s(reply.headers))
         return Opened(reply, first)
 
     async def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
@@ -187,6 +197,18 @@ async def reading(reply: Reply, read: Callable[[], Awaitable[bytes]]) -> bytes:
     except asyncio.CancelledError:
         reply.close()
         raise
+
+
+def retry_after_s(headers: Mapping[bytes, bytes]) -> int | None:
+    """Return the seconds that `Retry-After` asks for, in either of its forms (RFC 9110, 10.2.3); None without one."""
+    value = headers.get(b"retry-after", b"").decode("latin-1").strip()
+    if re.fullmatch("[0-9]{1,9}", value):
+        return int(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except (ValueError, TypeError):
+        return None
+    return max(0, math.ceil(at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time()))
 
 
 def no_answer(error: OSError) -> UpstreamFailed:

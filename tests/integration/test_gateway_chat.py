@@ -206,13 +206,18 @@ def test_a_registered_upstream_answers_its_name_with_license_and_outside_of_roll
         served.take(plan(1.0))
         order = {"url": url, "track": "replay", "expires_in_s": 60}
         assert served.http.put("/v1/upstreams/recorded", json=order).status_code == 200
+        assert served.http.put("/v1/upstreams/told", json=order | {"metadata": True}).json()["metadata"]
         metadata = {"license": "CC-BY-NC-4.0", "eval_only": "true", "conversation_id": "row-1"}
-        served.chat(model="recorded", metadata=metadata)
+        answer = served.chat(model="recorded", metadata=metadata, user="ann").json()
         served.chat(metadata=metadata)
         replayed, live = served.responses(2)
+        served.chat(model="told", metadata=metadata)
     assert (replayed.track, replayed.model_version, replayed.rollout_id) == (Track.REPLAY, "recorded", None)
     assert (replayed.completion, replayed.license, replayed.eval_only) == ("recorded", "CC-BY-NC-4.0", True)
-    assert foreign.seen[0]["metadata"] == metadata
+    assert (answer["model"], answer["id"].startswith("chatcmpl-")) == ("recorded", True)
+    assert [asked.get("metadata") for asked in foreign.seen] == [None, metadata], "it is asked for at registration"
+    assert not any("user" in asked for asked in foreign.seen)
+    assert not any(b"x-request-id" in headers for headers in foreign.headers), "an answer's id is a credential"
     assert (live.track, live.license, live.eval_only) == (Track.CANARY, None, False)
 
 

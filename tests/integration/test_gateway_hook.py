@@ -122,6 +122,21 @@ def test_a_tool_call_is_withheld_with_the_answer(tmp_path: Path) -> None:
     }
 
 
+def test_an_answer_with_odd_bytes_is_replaced_and_one_that_cannot_be_read_does_not_leave(tmp_path: Path) -> None:
+    hook, model = HookServer(REPLACE), ForeignServer([])
+    with judged(tmp_path, hook, model) as served:
+        model.raw = b'{"object":"o\xff","choices":[{"message":{"content":"h\xffi"},"finish_reason":"stop"}]}'
+        answer = served.chat().json()
+        assert (answer["object"], answer["choices"][0]["message"]["content"]) == ("o\ufffd", "I may not say that.")
+        hook.says = ALLOW
+        model.raw = b'{"choices":[],"deep":' + b"[" * 5000 + b"]" * 5000 + b"}"
+        unread = [served.chat(stream=stream) for stream in (False, True)]
+        found = served.responses(3)
+    assert [answer.status_code for answer in unread] == [502, 502]
+    assert [asked["completion"] for asked in hook.asked] == ["h\ufffdi"], "what cannot be read cannot be judged"
+    assert [one.finish_reason for one in found] == ["content_filter", "error", "error"]
+
+
 FAILURES = [
     pytest.param({"delay_s": 1.0, "says": ALLOW}, "timeout", id="slow"),
     pytest.param({"says": b"", "status": 500}, "invalid", id="failing"),
@@ -147,7 +162,7 @@ def test_a_hook_that_fails_is_counted_and_answered_for_by_the_setting(
 def an_exchange() -> Exchange:
     body = msgspec.json.encode({"model": "hone", "messages": HI})
     ask = read_ask(body, {"headers": []}, b"k" * 16, uuid7())
-    return Exchange(ask, Decision(Track.STABLE, "m"), "", uuid7(), 0)
+    return Exchange(ask, Decision(Track.STABLE, "m"), None, uuid7(), 0)
 
 
 async def judge_by_both_policies(url: str) -> list[Judgement]:

@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -77,9 +78,9 @@ def test_a_client_that_leaves_before_the_first_byte_is_no_failure_of_ours(tmp_pa
 
 def counted() -> Counter[str]:
     """How often each code and each outcome was counted for chats so far."""
-    samples = [*CHAT_ANSWERS.collect()[0].samples, *GATEWAY_REQUESTS.collect()[0].samples]
     found: Counter[str] = Counter()
-    for sample in samples:
+    families = [*CHAT_ANSWERS.collect(), *GATEWAY_REQUESTS.collect()]
+    for sample in chain.from_iterable(family.samples for family in families):
         if sample.name.endswith("_total") and sample.labels.get("route", "chat") == "chat":
             found[sample.labels.get("outcome") or sample.labels["code"]] += int(sample.value)
     return found
@@ -94,33 +95,74 @@ def test_a_server_that_breaks_off_in_the_middle_ends_the_stream_with_an_error(tm
     assert (response.completion, response.completed, response.finish_reason) == ("one ", False, "error")
 
 
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ([(b"retry-after", b"7")], "7"),
+        ([(b"retry-after", b"Thu, 01 Jan 2026 00:00:00 GMT")], "0"),
+        ([(b"retry-after", b"soon")], None),
+        ([], None),
+    ],
+)
+def test_a_servers_rate_limit_reaches_the_client_as_one(
+    tmp_path: Path, headers: list[tuple[bytes, bytes]], wait: str | None
+) -> None:
+    foreign = ForeignServer(["hi"])
+    foreign.refusal = 429, headers
+    with serving(foreign) as url, gateway(tmp_path, url) as served:
+        before = counted()
+        answer = served.chat()
+    assert (answer.status_code, answer.headers.get("retry-after")) == (429, wait)
+    assert answer.json()["title"] == "rate limited upstream"
+    assert "not you" not in answer.text, "whose server it is, and whose account, is nobody's business"
+    assert counted() - before == {"429": 1, "refused": 1}
+
+
+WHOLE = b'{"id":"cmpl-1","choices":[{"message":{"content":"%s"},"finish_reason":"stop"}]}'
+DEEP = b'{"id":"cmpl-1","deep":' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+def test_an_answer_with_odd_bytes_is_passed_on_and_recorded_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    foreign = ForeignServer([])
+    with serving(foreign) as url, gateway(tmp_path, url) as served:
+        foreign.raw = WHOLE % b"h\xffi"
+        assert b"h\xffi" in served.chat().content
+        foreign.raw = DEEP
+        answer = served.chat()
+        found = served.responses(2)
+    assert (answer.status_code, answer.content) == (200, DEEP)
+    assert [(one.completion, one.completed) for one in found] == [("h\ufffdi", True), ("", False)]
+
+
 class CutServer(ForeignServer):
     """Sends its stream in two pieces, or only the first of them."""
 
-    raw = event({"content": "Grüß "}, None) + event({"content": "dich"}, None) + event({}, "stop") + b"data: [DONE]\n\n"
+    whole = (
+        event({"content": "Grüß "}, None) + event({"content": "dich"}, None) + event({}, "stop") + b"data: [DONE]\n\n"
+    )
     cut = 0
     breaks = False
 
     async def stream(self, receive: object, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": self.raw[: self.cut], "more_body": True})
+        await send({"type": "http.response.body", "body": self.whole[: self.cut], "more_body": True})
         await asyncio.sleep(0.02)
         if self.breaks:
             raise ConnectionAbortedError("the test breaks the connection")
-        await send({"type": "http.response.body", "body": self.raw[self.cut :]})
+        await send({"type": "http.response.body", "body": self.whole[self.cut :]})
 
 
 def test_a_stream_cut_inside_of_an_event_is_passed_on_and_recorded_whole_or_as_far_as_it_came(tmp_path: Path) -> None:
     model = CutServer([])
     places = [b"ta: ", b"-foreign", b"\xbc", b"\ndata", b"stop", b"DONE]"]
-    cuts = [model.raw.index(place) for place in places]
+    cuts = [model.whole.index(place) for place in places]
     with serving(model) as url, gateway(tmp_path, url) as served:
         for model.breaks in (False, True):
             for model.cut in cuts:
                 answer = served.chat(stream=True)
                 got = summarize(answer.content, stream=True)
                 assert got.text == (
-                    "Grüß dich" if not model.breaks else summarize(model.raw[: model.cut], stream=True).text
+                    "Grüß dich" if not model.breaks else summarize(model.whole[: model.cut], stream=True).text
                 )
                 assert answer.text.rstrip().endswith("[DONE]") != model.breaks
                 assert b"cmpl-foreign" not in answer.content

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,10 @@ class ForeignServer:
         self.headers: list[dict[bytes, bytes]] = []
         self.calls: list[dict[str, Any]] = []
         "Tool calls that take the place of the text."
+        self.raw: bytes | None = None
+        "What is answered instead, byte by byte."
+        self.refusal: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        "Status and headers of what is answered instead."
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         if scope["type"] == "lifespan":
@@ -155,6 +159,10 @@ class ForeignServer:
         self.headers.append(dict(scope["headers"]))
         while self.hangs:
             await asyncio.sleep(0.02)
+        if self.refusal is not None:
+            return await reply(send, {"error": {"message": "not you"}}, *self.refusal)
+        if self.raw is not None:
+            return await reply(send, msgspec.Raw(self.raw))
         if self.seen[-1].get("stream"):
             await self.stream(receive, send)
         else:
@@ -191,9 +199,9 @@ def event(delta: dict[str, str], finish_reason: str | None) -> bytes:
     return b"data: " + msgspec.json.encode(base() | {"choices": [choice]}) + b"\n\n"
 
 
-async def reply(send: Any, document: Any) -> None:
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+async def reply(send: Any, document: Any, status: int = 200, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    headers = [(b"content-type", b"application/json"), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": msgspec.json.encode(document)})
 
 

@@ -66,6 +66,7 @@ def test_a_model_server_gets_the_version_and_nothing_that_names_people() -> None
     request = ask({"user": "ann", "metadata": {"a": "b"}, "safety_identifier": "x", "top_k": 3, "stream": True})
     sent = msgspec.json.decode(request.upstream_body("m-1"))
     assert sent == {"model": "m-1", "messages": HI, "top_k": 3, "stream": True}
+    assert msgspec.json.decode(request.upstream_body("m-1", metadata=True)) == sent | {"metadata": {"a": "b"}}
 
 
 def test_a_shadow_copy_does_not_stream() -> None:

@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,7 +61,8 @@ def test_a_foreign_stream_gets_our_id_and_the_asked_model_at_whichever_byte_the_
 def test_what_a_foreign_stream_says_before_it_breaks_off_is_what_the_client_got() -> None:
     for cut in range(len(STREAM) + 1):
         out = rewritten(STREAM[:cut])
-        assert summarize(out, stream=True) == summarize(STREAM[:cut], stream=True)
+        said = msgspec.structs.replace(summarize(STREAM[:cut], stream=True), is_read=True)
+        assert summarize(out, stream=True) == said, "of an event that broke off the client gets nothing"
         assert b"u1" not in out
         assert b"finger" not in out
 
@@ -164,8 +166,25 @@ def test_bytes_that_are_no_utf8_are_read_as_replacement_characters() -> None:
     assert summarize(b'{"choices":[{"message":{"content":"\xc3"}}]}', stream=False).text == "\ufffd"
 
 
+def test_what_cannot_be_read_is_passed_on_as_it_is_and_told() -> None:
+    deep = b'{"id":"x","deep":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    assert Rewriter("chatcmpl-1", "hone").document(deep) == deep
+    stream = b"data: " + deep + b"\n\n" + STREAM
+    assert rewritten(stream).startswith(b"data: " + deep + b"\n\n")
+    assert (summarize(stream, stream=True).text, summarize(stream, stream=True).is_read) == (
+        summarize(STREAM, stream=True).text,
+        False,
+    )
+    assert not summarize(deep, stream=False).is_read
+    assert summarize(STREAM, stream=True).is_read
+
+
+def test_a_name_that_is_no_utf8_does_not_keep_a_foreign_id() -> None:
+    assert b"theirs" not in Rewriter("chatcmpl-1", "hone").document(b'{"id":"theirs","a\xff":1}')
+
+
 def test_two_texts_in_place_of_one_are_no_event() -> None:
     stream = b"".join(
         b'data: {"choices":[{"delta":{"content":%s}}]}\n\n' % text for text in [b'"a"'] * 80 + [b'"b","c"']
     )
-    assert summarize(stream, stream=True) == Summary("a" * 80, None, None, None)
+    assert summarize(stream, stream=True) == Summary("a" * 80, None, None, None, is_read=False)
