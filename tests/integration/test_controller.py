@@ -4,14 +4,16 @@ from collections.abc import Callable
 from datetime import datetime
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, text
 
 from hone.errors import Fenced, Retryable
 from hone.records import TrafficPlan
 from hone.rollout import Phase, parse_policy
+from hone.store.models import set_alias
 from hone.store.rollout_units import list_units
 from hone.store.rollouts import list_transitions, request_action
 from hone.store.switches import FREEZE, set_switch
+from hone.store.tables import ModelAliasRow
 from serving.controller import CLOCK_SLACK_S, Controller
 from serving.tally import fold, start_tally
 from serving.traffic.local import LocalTraffic
@@ -31,6 +33,20 @@ def test_without_a_rollout_stable_is_loaded_and_every_plan_is_renewed(world: Wor
     assert world.routers[0].plan is not None
     assert world.routers[0].plan.expires_at == at(5 + PLAN_TTL_S)
     assert controller.backend.observe().models == {"old"}
+
+
+def test_the_stable_model_of_the_settings_is_served_until_a_registered_one_is_stable(world: World) -> None:
+    with world.sessions.begin() as session:
+        session.execute(delete(ModelAliasRow))
+    with world.backend() as backend:
+        controller = world.controller(backend, stable_model="vendor")
+        controller.look(world.clock.now)
+        assert [router.plan and router.plan.stable for router in world.routers] == ["vendor", "vendor"]
+        assert backend.observe().models == frozenset(), "nothing is loaded for it"
+        with world.sessions.begin() as session:
+            set_alias(session, "stable", "old", expected_generation=None)
+        controller.look(world.clock.now)
+        assert [router.plan and router.plan.stable for router in world.routers] == ["old", "old"]
 
 
 def test_a_better_canary_is_promoted_by_the_test_and_stable_moves(world: World, controller: Controller) -> None:
