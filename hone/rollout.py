@@ -265,7 +265,8 @@ def parse_policy(values: Mapping[str, Any]) -> Policy:
     try:
         return Policy.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(explain(error, "the rollout policy")) from None
+        known = [key for table in (Stage, Guard, Guardrails, Policy) for key in table.model_fields]
+        raise ConfigError(explain(error, "the rollout policy", known=known, page="docs/rollout.md")) from None
 
 
 IN_REVERSE = {Action.PROMOTE: Action.ROLLBACK, Action.ROLLBACK: Action.PROMOTE}

@@ -94,7 +94,7 @@ def load_tables(path: Path | None = None) -> Tables:
     try:
         return Tables.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, origin)) from None
+        raise ConfigError(explain(error, origin, page="docs/planner.md")) from None
 
 
 def first(rules: tuple[Rule, ...], facts: Mapping[str, Fact]) -> Rule | None:

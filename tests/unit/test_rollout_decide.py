@@ -315,8 +315,12 @@ def test_a_rollout_paused_in_shadow_resumes_in_shadow() -> None:
         pytest.param({"stages": []}, "stages", id="no stage"),
         pytest.param({"stages": [{"weight": 0.05, "min_users": 1}]}, "below promote_weight", id="it can never promote"),
         pytest.param({"stages": [{"weight": 0.6, "min_users": 1}]}, "stages.0.weight", id="more than half"),
-        pytest.param({"stages": [{"weight": 0.5}]}, "stages.0.min_users is missing: set it", id="a missing key"),
-        pytest.param({"stagse": []}, "stagse", id="an unknown key"),
+        pytest.param(
+            {"stages": [{"weight": 0.5}]},
+            "stages.0.min_users is missing: set it, see docs/rollout.md",
+            id="a missing key",
+        ),
+        pytest.param({"stagse": []}, "stagse = .* did you mean stages", id="an unknown key"),
         pytest.param({"goal": "likes", "stages": [{"weight": 0.5, "min_users": 1}]}, "goal", id="an unknown goal"),
     ],
 )
