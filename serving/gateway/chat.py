@@ -207,6 +207,10 @@ class Chat:
         exchange.reading.feed(opened.first)
         rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
         body = rewriter.document(opened.first) if rewriter else opened.first
+        if body is None:
+            logger.warning("%s gave an answer that is no JSON object, or is nested too deeply", exchange.model_version)
+            exchange.failed = True
+            return await give_up(exchange, UpstreamFailed(None, "an answer that cannot be read"), out)
         exchange.first_byte = time.perf_counter()
         exchange.begun = True
         self._remember(exchange)
@@ -237,7 +241,7 @@ class Chat:
         exchange.reading.feed(body)
         rewriter = None if opened.echoes else Rewriter(exchange.token, exchange.ask.model)
         if rewriter:
-            body = rewriter.feed(body) + rewriter.flush() if stream else rewriter.document(body)
+            body = rewriter.feed(body) + rewriter.flush() if stream else rewriter.document(body) or body
         exchange.begun, exchange.first_byte = True, time.perf_counter()
         self._remember(exchange)
         await (out.answer(200, body, EVENT_STREAM, NO_CACHE) if stream else out.answer(200, body))

@@ -109,12 +109,12 @@ class Rewriter:
         self._ours: Frame | None = None
         "What stands there instead."
 
-    def document(self, body: bytes) -> bytes:
-        """Return a completion or chunk with id and model replaced; what is not a JSON object stays as it is."""
+    def document(self, body: bytes) -> bytes | None:
+        """Return a completion or chunk with id and model replaced; None where it is no JSON object, or not readable."""
         try:
             fields = decode(FIELDS, body)
         except msgspec.DecodeError:
-            return body
+            return None
         fields.pop("system_fingerprint", None)
         return msgspec.json.encode(fields | {"id": self._id, "model": self._model})
 
@@ -149,7 +149,8 @@ class Rewriter:
         data = line[5:].strip()
         if not line.startswith(b"data:") or data == b"[DONE]":
             return line
-        return b"data: " + self.document(data)
+        ours = self.document(data)
+        return line if ours is None else b"data: " + ours
 
 
 def is_object(data: bytes) -> bool:
