@@ -22,21 +22,21 @@ def uuid7(at_ms: int | None = None) -> UUID:
     Ids made later sort later, so that a B-tree over them grows at its right edge only.
     """
     at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
-    random = random_80_bits()
-    value = (
-        (at_ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0x2 << 62 | random & (1 << 62) - 1
-    )
-    return uuid_of(value.to_bytes(16, "big"))
+    return uuid_of(((at_ms & 0xFFFF_FFFF_FFFF) << 80 | random_rest()).to_bytes(16, "big"))
 
 
-def random_80_bits() -> int:
-    """Return fresh random bits; the system is asked for many at once, since each question costs a system call."""
+def random_rest() -> int:
+    """Return the lower 80 bits of a version 7 uuid: version, variant, and 74 fresh random bits.
+
+    The system is asked for the bits of many at once, since each question costs a system call.
+    """
     while True:
         try:
             return _random.pop()
         except IndexError:
             data = os.urandom(10 * RANDOM_BATCH)
-            _random.extend(int.from_bytes(data[at : at + 10], "big") for at in range(0, len(data), 10))
+            bits = [int.from_bytes(data[at : at + 10], "big") for at in range(0, len(data), 10)]
+            _random.extend(0x7 << 76 | (one >> 68 & 0xFFF) << 64 | 0x2 << 62 | one & (1 << 62) - 1 for one in bits)
 
 
 _random: list[int] = []

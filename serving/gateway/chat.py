@@ -148,29 +148,25 @@ class Chat:
     async def _respond(self, exchange: Exchange, out: Outlet) -> None:
         """Answer one request; whatever was answered, even in part, is recorded."""
         self._in_flight += 1
+        opened = None
         try:
-            await self._answer(exchange, out)
+            opened = await self._open(exchange)
+            if self.hook is not None:
+                await self._judged(exchange, opened, self.hook, out)
+            else:
+                await (self._relay if exchange.ask.stream else self._whole)(exchange, opened, out)
+        except UpstreamFailed as error:
+            exchange.ended = time.perf_counter()
+            exchange.failed, exchange.refused = True, error.status in {*CLIENTS_FAULT, RATE_LIMITED}
+            await give_up(exchange, error, out)
         except asyncio.CancelledError:
             exchange.left, exchange.status = True, CLIENT_LEFT
             raise
         finally:
+            if opened is not None and not exchange.whole:
+                opened.reply.close()
             self._in_flight -= 1
             self._finish(exchange)
-
-    async def _answer(self, exchange: Exchange, out: Outlet) -> None:
-        try:
-            opened = await self._open(exchange)
-        except UpstreamFailed as error:
-            exchange.ended = time.perf_counter()
-            exchange.failed, exchange.refused = True, error.status in {*CLIENTS_FAULT, RATE_LIMITED}
-            return await give_up(exchange, error, out)
-        try:
-            if self.hook is not None:
-                return await self._judged(exchange, opened, self.hook, out)
-            await (self._relay(exchange, opened, out) if exchange.ask.stream else self._whole(exchange, opened, out))
-        finally:
-            if not exchange.whole:
-                opened.reply.close()
 
     async def _open(self, exchange: Exchange) -> Opened:
         """Ask the arm that was chosen; if it is the canary and fails before its first byte, ask stable."""

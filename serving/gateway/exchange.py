@@ -1,5 +1,6 @@
 """One chat request from decision to record."""
 
+import functools
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -48,9 +49,10 @@ class Exchange:
     whole: bool = False
     "Whether the upstream's answer came to its end, and went out."
 
-    def __post_init__(self) -> None:
-        self.reading = Reading(stream=self.ask.stream)
-        "What the answer says."
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What the answer says."""
+        return Reading(stream=self.ask.stream)
 
     @property
     def track(self) -> Track:

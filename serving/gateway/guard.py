@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from sqlalchemy.exc import OperationalError
 
 from hone.store.keys import EVERY_SCOPE, Caller, Scope, hash_key
-from serving.http import Problem, header
+from serving.http import Problem
 from serving.http import Scope as Http
 
 FRESH_S = 5.0
@@ -74,12 +75,11 @@ class Guard:
             Problem: 401 without a known key, 403 without the scope, 429 above the key's pace, 503 while keys cannot
                 be read.
         """
-        key = presented_key(http)
-        if key is None and scope is Scope.CHAT and self._open_chat:
+        hashed = presented_hash(authorization(http))
+        if hashed is None and scope is Scope.CHAT and self._open_chat:
             return Caller("loopback", frozenset({Scope.CHAT}))
-        if key is None:
+        if hashed is None:
             raise Problem(401, "no key", "send `Authorization: Bearer <key>`; make one with `hone keys create`")
-        hashed = hash_key(key)
         caller = await self._find(hashed)
         if caller is None:
             raise Problem(401, "unknown key", "the key is unknown or revoked: make one with `hone keys create`")
@@ -111,10 +111,21 @@ class Guard:
                     raise Problem(503, "keys unknown", detail, retry_after_s=5) from error
 
 
-def presented_key(http: Http) -> str | None:
+def authorization(http: Http) -> bytes:
+    """Return the `Authorization` header; empty where there is none."""
+    return next((value for name, value in http["headers"] if name == b"authorization"), b"")
+
+
+@functools.lru_cache(maxsize=1024)
+def presented_hash(value: bytes) -> str | None:
+    """Return the hash of the key in a header; who called lately is known by it, without another look at the key."""
+    key = presented_key(value.decode("latin-1").strip())
+    return hash_key(key) if key else None
+
+
+def presented_key(value: str) -> str | None:
     """Return the key of a `Bearer` header, or the password of a `Basic` one (Langfuse clients)."""
-    value = header(http, b"authorization")
-    scheme, _, rest = (value or "").partition(" ")
+    scheme, _, rest = value.partition(" ")
     if scheme.lower() == "bearer":
         return rest.strip() or None
     if scheme.lower() == "basic":

@@ -130,7 +130,10 @@ class Upstreams:
         headers = {"content-type": "application/json", "accept-encoding": "identity", **target.headers}
         if target.echoes:
             headers |= {"x-request-id": answer_id, "x-model-alias": header_safe(model)}
-        reply = await self.ask("POST", target.url + CHAT_PATH, headers, body)
+        try:
+            reply = await self._wire.request("POST", target.url + CHAT_PATH, headers, body)
+        except OSError as error:
+            raise no_answer(error) from error
         streams = stream and reply.status == 200
         first = await (reading(reply, reply.some) if streams else reading(reply, reply.all))
         if reply.status != 200 or not first:

@@ -155,15 +155,20 @@ class Connection(asyncio.Protocol):
     # What a reply asks for.
 
     async def ask(self, data: bytes) -> None:
-        """Send a request and wait for the head of its answer."""
-        if self._error is not None:
-            raise self._error
-        self._forget()
-        self._transport.write(data)
-        while not self._has_head:
+        """Send a request and wait for the head of its answer; on any error, or if it is cancelled, it is closed."""
+        try:
             if self._error is not None:
                 raise self._error
-            await self._wait()
+            self._forget()
+            self._transport.write(data)
+            while not self._has_head:
+                if self._error is not None:
+                    raise self._error
+                await self._something()
+            check_encoding(self)
+        except BaseException:
+            self.abort()
+            raise
         self._is_used = True
 
     async def read(self) -> bytes:
@@ -173,7 +178,7 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._error is not None:
                 raise self._error
-            await self._wait()
+            await self._something()
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._held = 0
@@ -217,10 +222,11 @@ class Connection(asyncio.Protocol):
 
     # Waiting. One timer runs for many waits: it looks again where its time has been put off.
 
-    async def _wait(self) -> None:
+    def _something(self) -> asyncio.Future[None]:
+        """Return what ends when something has come, the end too, or nothing for too long."""
         self._waiter = self._loop.create_future()
         self._set_due(self._timeout_s)
-        await self._waiter
+        return self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -311,12 +317,13 @@ class Wire:
         """
         data, place = request_bytes(method, url, headers, body), locate(url)[0]
         idle = self._idle.get(place)
-        if idle:
-            try:
-                return await ask(idle.pop().take(), data)
-            except Stale:
-                pass
-        return await ask(await self._connect(place), data)
+        connection = idle.pop().take() if idle else await self._connect(place)
+        try:
+            await connection.ask(data)
+        except Stale:
+            connection = await self._connect(place)
+            await connection.ask(data)
+        return Reply(connection.status, connection.headers, connection)
 
     async def close(self) -> None:
         """Close the connections that are idle; the others end with their answers."""
@@ -335,17 +342,6 @@ class Wire:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _, connection = await loop.create_connection(make, sock=sock, **tls)
         return connection
-
-
-async def ask(connection: Connection, data: bytes) -> Reply:
-    """Return the answer to a request; on any error, or if the caller is cancelled, the connection is closed."""
-    try:
-        await connection.ask(data)
-        check_encoding(connection)
-    except BaseException:
-        connection.abort()
-        raise
-    return Reply(connection.status, connection.headers, connection)
 
 
 def check_encoding(connection: Connection) -> None:
