@@ -70,9 +70,16 @@ def conversation_id(key: bytes, user: UUID, messages: Sequence[Message], given: 
     """Return a conversation's id: of the app's own name for it, else of (user, system prompt, first user message)."""
     if given:
         return keyed_uuid(key, "conversation", given.encode())
-    system = next((m.content or "" for m in messages if m.role == "system"), "")
-    first = next((m.content or "" for m in messages if m.role == "user"), "")
-    return keyed_uuid(key, "conversation", user.bytes, system.encode(), first.encode())
+    system, asked = first_of(messages, "system"), first_of(messages, "user")
+    return keyed_uuid(key, "conversation", user.bytes, system.encode(), asked.encode())
+
+
+def first_of(messages: Sequence[Message], role: str) -> str:
+    """Return the first message of a role; empty where there is none."""
+    for message in messages:
+        if message.role == role:
+            return message.content or ""
+    return ""
 
 
 def turn_id(key: bytes, conversation: UUID, messages: Sequence[Message]) -> UUID:
