@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 ENCODER = msgspec.json.Encoder()
 REPLAY_INTERVAL_S = 2.0
 REPLAY_CHUNK = 500
-GATHER_S = 0.02
-"""How long answers are gathered. Nobody waits for them, and a request to the broker costs as much CPU as an answer."""
+GATHER_S = 0.05
+"""How long answers are gathered. Nobody waits for them, and a request to the broker costs more CPU than an answer."""
 
 
 class Spill:
