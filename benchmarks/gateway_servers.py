@@ -139,7 +139,7 @@ class Upstream(asyncio.Protocol):
 
 
 class AckAtOnce:
-    """Takes the place of the producer where only the route is measured: it tells of a record in the loop's next turn."""
+    """Takes the producer's place where only the route is measured; tells of a record in the loop's next turn."""
 
     def post(self, topic: str, key: bytes, value: bytes, done: Callable[[None], None]) -> None:
         asyncio.get_running_loop().call_soon(done, None)
