@@ -67,17 +67,26 @@ print(json.dumps([run.info.status, run.data.params["lora.rank"], sorted(set(step
 @pytest.mark.trackers
 def test_wandb_keeps_the_steps_in_files_of_the_run_offline(tmp_path: Path) -> None:
     then = """
+import time
 from wandb.proto import wandb_internal_pb2
-steps = {}
-for path in sorted(job.directory.glob("wandb/offline-run-*/*.wandb")):
+def records(path):
     data, at = path.read_bytes(), 7  # after the file's header: checksum (4 bytes), length (2), kind, content
     while at + 7 <= len(data) and (length := int.from_bytes(data[at + 4 : at + 6], "little")):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data[at + 7 : at + 7 + length])
         at += 7 + length
-        if record.WhichOneof("record_type") == "history":
-            items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-            steps[items["_step"]] = items["loss"]
+        yield record
+def both_files():
+    return [list(records(path)) for path in sorted(job.directory.glob("wandb/offline-run-*/*.wandb"))]
+deadline = time.monotonic() + 20  # W&B's own process may still be writing the last records
+while not all(file and file[-1].WhichOneof("record_type") == "exit" for file in both_files()):
+    assert time.monotonic() < deadline, "a file without its last record"
+    time.sleep(0.1)
+steps = {}
+for record in sum(both_files(), []):
+    if record.WhichOneof("record_type") == "history":
+        items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        steps[items["_step"]] = items["loss"]
 print(json.dumps(sorted(steps.items())))
 """
     job = write_job(tmp_path / "r-test", "wandb")
