@@ -168,13 +168,14 @@ def test_every_versions_names_are_taken(admin: httpx.Client, version: str) -> No
     predictor = seldon_v1.render_predictor(NAME, version, f"/models/{version}", "image", traffic=100)
     plan = msgspec.structs.replace(ALONE, stable=version)
     meta = {"name": seldon_v1.service_name(NAME, version), "namespace": NAMESPACE}
-    for manifest in (
+    manifests = (
         seldon_v1.render_deployment(plan, [predictor], name=NAME, namespace=NAMESPACE),
         seldon_v2.render_model(version, f"/models/{version}", namespace=NAMESPACE),
         seldon_v2.render_experiment(plan, name=NAME, namespace=NAMESPACE),
         {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": [{"port": 8000}]}},
-    ):
-        try_to_apply(admin, manifest)
+    )
+    taken = [try_to_apply(admin, manifest)["metadata"]["name"] for manifest in manifests]
+    assert taken == [manifest["metadata"]["name"] for manifest in manifests]
 
 
 # Rights ---------------------------------------------------------------------------------------------------------------
@@ -256,6 +257,7 @@ def test_the_backend_works_through_kubectl_proxy_without_credentials(
         supervisor.start(Program(name="kubectl", argv=command, log_path=log, health_url=f"{url}/readyz"))
         seldon = {"kubernetes_url": url}
         follow_a_rollout(Settings(traffic_backend="seldon_v2", router_urls=[], seldon=seldon), cluster)
+    assert cluster.calls == []  # all of it went through the proxy
 
 
 def test_a_server_whose_certificate_is_not_the_clusters_is_not_spoken_to(

@@ -111,31 +111,31 @@ EVENTS = st.one_of(
 ENDINGS = st.sampled_from(["\n\n", "\r\n\r\n", "\nevent: x\n\n", "\n"])
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(EVENTS, max_size=30), ENDINGS, st.data())
-def test_events_read_at_once_say_what_they_say_one_by_one_however_the_stream_is_cut(
-    chunks: list[dict[str, Any]], ending: str, data: st.DataObject
-) -> None:
+@st.composite
+def cut_streams(draw: st.DrawFn) -> list[bytes]:
+    """A stream of some events, cut where the network likes."""
+    ending = draw(ENDINGS)
+    chunks = draw(st.lists(EVENTS, max_size=30))
     stream = "".join(f"data: {json.dumps(one)}{ending}" for one in chunks).encode() + b"data: [DONE]\n\n"
-    one_by_one = Reading(stream=True)
+    cuts = draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
+    return [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])]
+
+
+@settings(max_examples=300, deadline=None)
+@given(cut_streams())
+def test_events_read_at_once_say_what_they_say_one_by_one_however_the_stream_is_cut(pieces: list[bytes]) -> None:
+    stream, reading, one_by_one = b"".join(pieces), Reading(stream=True), Reading(stream=True)
     for event in events(stream):
         one_by_one.add(event)
-    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
-    reading = Reading(stream=True)
-    for start, end in pairwise([0, *cuts, len(stream)]):
-        reading.feed(stream[start:end])
+    for piece in pieces:
+        reading.feed(piece)
     assert reading.summary() == summarize(stream, stream=True) == one_by_one.summary()
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(EVENTS, max_size=30), ENDINGS, st.data())
-def test_events_rewritten_at_once_are_what_they_are_one_by_one_however_the_stream_is_cut(
-    chunks: list[dict[str, Any]], ending: str, data: st.DataObject
-) -> None:
-    stream = "".join(f"data: {json.dumps(one)}{ending}" for one in chunks).encode() + b"data: [DONE]\n\n"
-    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4).map(sorted))
-    pieces = [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])]
-    assert rewritten(*pieces) == rewritten(*stream.splitlines(keepends=True))
+@given(cut_streams())
+def test_events_rewritten_at_once_are_what_they_are_one_by_one_however_the_stream_is_cut(pieces: list[bytes]) -> None:
+    assert rewritten(*pieces) == rewritten(*b"".join(pieces).splitlines(keepends=True))
 
 
 def test_a_long_run_is_rewritten_in_its_frame() -> None:
