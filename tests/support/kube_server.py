@@ -45,6 +45,10 @@ class KubeServer:
         self.supervisor.restart("kube-apiserver")
         self.await_kinds()
 
+    def pid(self) -> int | None:
+        """Return its process; None while it is being started again."""
+        return next((one.process.pid for one in self.supervisor.running if one.name == "kube-apiserver"), None)
+
     def await_kinds(self) -> None:
         """Wait until every kind that is defined is served too: at first the server knows it and has no store for it."""
         deadline = time.monotonic() + 30
